@@ -1,0 +1,79 @@
+// The only place that registers anything with TorchScript: the class, and the ops that Python and
+// graphs call. Each op converts and delegates to subgraph/operations.h.
+#include <torch/library.h>
+
+#include "placement/context.h"
+#include "subgraph/find_subgraphs.h"
+#include "subgraph/operations.h"
+
+namespace neuron {
+namespace {
+
+using subgraph::NeuronSubgraph;
+using subgraph::State;
+using subgraph::SubgraphHandle;
+using subgraph::Subgraphs;
+
+// (name, state, cores, start_nc, nc_count, lazy_load, async_load, dynamic_batch, executions, error)
+using StatusTuple = std::tuple<std::string, std::string, std::vector<int64_t>, int64_t, int64_t, bool,
+                               bool, bool, std::vector<int64_t>, std::string>;
+
+// (index, global_index, cpus, models, executions, busy_seconds)
+using CoreStatsTuple =
+    std::tuple<int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, double>;
+
+std::vector<StatusTuple> status(const Subgraphs& subgraphs) {
+  std::vector<StatusTuple> all;
+  for (auto& s : subgraph::status(subgraphs)) {
+    all.emplace_back(s.name, s.state, s.cores, s.start_nc, s.nc_count, s.lazy_load, s.async_load,
+                     s.dynamic_batch, s.executions, s.error);
+  }
+  return all;
+}
+
+std::vector<CoreStatsTuple> core_stats() {
+  std::vector<CoreStatsTuple> all;
+  for (const auto& s : subgraph::core_stats()) {
+    all.emplace_back(s.index, s.global_index, std::vector<int64_t>(s.cpus.begin(), s.cpus.end()),
+                     s.models, s.executions, s.busy_seconds);
+  }
+  return all;
+}
+
+TORCH_LIBRARY(neuron_ext, m) {
+  m.class_<NeuronSubgraph>("NeuronSubgraph")
+      .def(torch::init([](int64_t version, decltype(std::get<1>(State{})) ints,
+                          c10::Dict<std::string, std::string> strings,
+                          c10::Dict<std::string, c10::List<int64_t>> int_lists,
+                          c10::Dict<std::string, c10::List<std::string>> string_lists,
+                          c10::Dict<std::string, at::Tensor> tensors) {
+        return NeuronSubgraph::from_trace(
+            State(version, ints, strings, int_lists, string_lists, tensors));
+      }))
+      .def_pickle([](const SubgraphHandle& self) -> State { return self->state(); },
+                  [](State state) -> SubgraphHandle { return NeuronSubgraph::from_file(state); });
+
+  m.def("forward(Tensor[] inputs, __torch__.torch.classes.neuron_ext.NeuronSubgraph subgraph)"
+        " -> Tensor[]",
+        [](const std::vector<at::Tensor>& inputs, const SubgraphHandle& subgraph) {
+          return subgraph::forward(inputs, subgraph);
+        });
+
+  m.def("subgraphs", [](const c10::IValue& module) { return subgraph::find_subgraphs(module); });
+  m.def("set_neuron_cores", subgraph::set_neuron_cores);
+  m.def("set_multicore", subgraph::set_multicore);
+  m.def("set_lazy_load", subgraph::set_lazy_load);
+  m.def("set_async_load", subgraph::set_async_load);
+  m.def("set_dynamic_batch", subgraph::set_dynamic_batch);
+  m.def("status", status);
+  m.def("wait", subgraph::wait);
+  m.def("unload", subgraph::unload);
+  m.def("enter_neuron_cores_context", subgraph::enter_neuron_cores_context);
+  m.def("enter_multicore_context", subgraph::enter_multicore_context);
+  m.def("exit_context", exit_placement_context);
+  m.def("visible_core_count", subgraph::visible_core_count);
+  m.def("core_stats", core_stats);
+}
+
+}  // namespace
+}  // namespace neuron

@@ -1,0 +1,66 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+namespace neuron::runtime {
+
+/// What one input or output of a subgraph is.
+struct TensorSpec {
+  std::string name;  ///< of inputs: as the user knows it, say "x" or "y['mask']"
+  at::ScalarType dtype = at::ScalarType::Float;
+  std::vector<int64_t> shape;
+};
+
+/// One constant of `inductor` code: where it stands in the weights and how to read it.
+struct ConstantSpec {
+  std::string name;  ///< the code's own name for it
+  std::string fqn;   ///< the model's name for it, say "conv.weight"; the code's own if it was folded
+  at::ScalarType dtype = at::ScalarType::Float;
+  at::Layout layout = at::kStrided;  ///< or kMkldnn: packed for oneDNN
+  int64_t offset = 0;                ///< in bytes
+  int64_t size = 0;                  ///< in bytes, padding included
+  std::vector<int64_t> shape;
+  std::vector<int64_t> strides;
+  std::vector<uint8_t> opaque;  ///< oneDNN's description of a packed constant
+};
+
+/// What a machine must have to run native code.
+struct Requirements {
+  std::string arch;                       ///< as uname -m says it
+  std::vector<std::string> cpu_features;  ///< as /proc/cpuinfo spells them
+  std::string torch_version;              ///< "2.13.0"
+  std::string runtime;                    ///< "host"; told, not checked
+};
+
+enum class Format { kInductor, kTorchScript, kNeff };
+
+const char* to_string(Format format);
+
+/// The compiled artefact of a subgraph with its weights and specification. Never changes after it
+/// is made, so that any number of threads and replicas may share it. Tensors are one-dimensional
+/// uint8 on the CPU, undefined where the format has none.
+struct Executable {
+  std::string name;
+  std::string producer;  ///< what wrote it, say "neuron_ext 0.1.0"; told, not checked
+  Format format = Format::kTorchScript;
+  std::vector<TensorSpec> inputs;
+  std::vector<TensorSpec> outputs;
+  std::vector<int64_t> mutated_inputs;  ///< positions of inputs that the computation updates
+  Requirements requirements;
+  at::Tensor code;     ///< kInductor: a shared library
+  at::Tensor weights;  ///< kInductor: the constants
+  std::vector<ConstantSpec> constants;
+  at::Tensor graph;  ///< kTorchScript, and a fall back for kInductor: a TorchScript archive
+  // Saved with the bytes, not computed from them here: to be checked before the bytes are used.
+  std::string code_sha256;
+  std::string weights_sha256;
+  std::string graph_sha256;
+  int64_t weights_checksum = 0;  ///< `quick_checksum`
+  int64_t graph_checksum = 0;
+};
+
+}  // namespace neuron::runtime

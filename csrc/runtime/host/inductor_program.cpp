@@ -1,0 +1,220 @@
+#include "runtime/host/inductor_program.h"
+
+#include <dlfcn.h>
+#include <torch/csrc/inductor/aoti_runtime/interface.h>
+#include <torch/csrc/inductor/aoti_torch/c/shim.h>
+#include <torch/csrc/inductor/aoti_torch/utils.h>
+
+#include <stdexcept>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "common/message.h"
+#include "runtime/host/integrity.h"
+#include "runtime/host/native_library.h"
+#include "runtime/host/thread_settings.h"
+
+// The thin C interface of the generated code is used, not torch's runner classes: those copy the
+// weights, and queue callers in a way that can strand one when another's call throws.
+namespace neuron::runtime::host {
+namespace {
+
+using torch::aot_inductor::new_tensor_handle;
+using torch::aot_inductor::tensor_handle_to_tensor_pointer;
+
+/// The functions of one mapped library.
+struct Api {
+  decltype(&AOTInductorModelContainerCreateWithDevice) create;
+  decltype(&AOTInductorModelContainerDelete) destroy;
+  decltype(&AOTInductorModelContainerRunSingleThreaded) run;
+  decltype(&AOTInductorModelContainerRunConstantFolding) fold;
+  decltype(&AOTInductorModelContainerUpdateUserManagedConstantBufferPairs) set_constants;
+  decltype(&AOTInductorModelContainerGetNumInputs) num_inputs;
+  decltype(&AOTInductorModelContainerGetNumOutputs) num_outputs;
+  decltype(&AOTInductorModelContainerGetNumConstants) num_constants;
+  decltype(&AOTInductorGetLastError) last_error;
+};
+
+template <typename Function>
+void find(void* library, const char* name, Function& function) {
+  function = reinterpret_cast<Function>(::dlsym(library, name));
+  if (function == nullptr) {
+    throw std::runtime_error(message("the native code has no function ", name,
+                                     ": it was made by another version of torch; trace again"));
+  }
+}
+
+Api find_api(void* library) {
+  Api api{};
+  find(library, "AOTInductorModelContainerCreateWithDevice", api.create);
+  find(library, "AOTInductorModelContainerDelete", api.destroy);
+  find(library, "AOTInductorModelContainerRunSingleThreaded", api.run);
+  find(library, "AOTInductorModelContainerRunConstantFolding", api.fold);
+  find(library, "AOTInductorModelContainerUpdateUserManagedConstantBufferPairs", api.set_constants);
+  find(library, "AOTInductorModelContainerGetNumInputs", api.num_inputs);
+  find(library, "AOTInductorModelContainerGetNumOutputs", api.num_outputs);
+  find(library, "AOTInductorModelContainerGetNumConstants", api.num_constants);
+  find(library, "AOTInductorGetLastError", api.last_error);
+  return api;
+}
+
+void check(const Api& api, AOTIRuntimeError error, const char* what) {
+  if (error == AOTI_RUNTIME_SUCCESS) return;
+  const char* reason = nullptr;
+  api.last_error(&reason);
+  throw std::runtime_error(
+      message("native code failed while ", what, ": ", reason != nullptr ? reason : "no reason given"));
+}
+
+/// A tensor over `constant`'s bytes of `weights`.
+at::Tensor make_constant(const at::Tensor& weights, const ConstantSpec& constant) {
+  auto* data = static_cast<uint8_t*>(weights.mutable_data_ptr()) + constant.offset;
+  AtenTensorHandle handle = nullptr;
+  const auto error = aoti_torch_create_tensor_from_blob_v2(
+      data, static_cast<int64_t>(constant.shape.size()), constant.shape.data(),
+      constant.strides.data(), /*storage_offset=*/0, static_cast<int32_t>(constant.dtype),
+      aoti_torch_device_type_cpu(), /*device_index=*/0, &handle,
+      static_cast<int32_t>(constant.layout), constant.opaque.data(),
+      static_cast<int64_t>(constant.opaque.size()));
+  if (error != AOTI_TORCH_SUCCESS) {
+    throw std::runtime_error(
+        message("constant '", constant.name, "' of the subgraph cannot be made out of its weights"));
+  }
+  at::Tensor tensor = std::move(*tensor_handle_to_tensor_pointer(handle));
+  aoti_torch_delete_tensor_object(handle);
+  return tensor;
+}
+
+class Program final : public InductorProgram {
+ public:
+  explicit Program(std::shared_ptr<const Executable> executable)
+      : executable_(std::move(executable)),
+        api_(find_api(map_native_library(executable_->code, executable_->code_sha256))) {
+    for (const auto& constant : executable_->constants) {
+      constants_.push_back(make_constant(executable_->weights, constant));
+    }
+  }
+
+  std::unique_ptr<Replica> make_replica(int32_t intra_op_threads) override;
+
+  const Executable& executable() const { return *executable_; }
+  const Api& api() const { return api_; }
+  const std::vector<at::Tensor>& constants() const { return constants_; }
+
+  /// Whether the tensor's bytes are the weights': a model that returns a parameter of its own.
+  bool is_weight(const at::Tensor& tensor) const {
+    if (!executable_->weights.defined()) return false;
+    const auto* begin = static_cast<const uint8_t*>(executable_->weights.const_data_ptr());
+    const auto* data = static_cast<const uint8_t*>(tensor.const_data_ptr());
+    return data >= begin && data < begin + executable_->weights.numel();
+  }
+
+ private:
+  const std::shared_ptr<const Executable> executable_;
+  const Api api_;
+  std::vector<at::Tensor> constants_;
+};
+
+class InductorReplica final : public Replica {
+ public:
+  InductorReplica(std::shared_ptr<const Program> program, int32_t intra_op_threads)
+      : program_(std::move(program)), intra_op_threads_(intra_op_threads) {
+    const CoreScope scope(intra_op_threads_);
+    check(api(), api().create(&container_, /*num_models=*/1, "cpu", /*cubin_dir=*/nullptr),
+          "it was set up");
+    try {
+      check_signature();
+      set_constants();
+    } catch (...) {
+      api().destroy(container_);
+      throw;
+    }
+  }
+  ~InductorReplica() override { api().destroy(container_); }
+  InductorReplica(const InductorReplica&) = delete;
+  InductorReplica& operator=(const InductorReplica&) = delete;
+
+  std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs) override {
+    const CoreScope scope(intra_op_threads_);
+    // The code takes over the input handles, also when it fails; a handle of ours is one more
+    // reference to the tensor.
+    c10::SmallVector<AtenTensorHandle, 8> in;
+    for (const auto& input : inputs) in.push_back(new_tensor_handle(at::Tensor(input)));
+    c10::SmallVector<AtenTensorHandle, 8> out(program_->executable().outputs.size(), nullptr);
+    check(api(),
+          api().run(container_, in.data(), in.size(), out.data(), out.size(), /*stream=*/nullptr,
+                    /*proxy_executor=*/nullptr),
+          "it computed");
+    std::vector<at::Tensor> outputs;
+    outputs.reserve(out.size());
+    for (AtenTensorHandle handle : out) {
+      outputs.push_back(std::move(*tensor_handle_to_tensor_pointer(handle)));
+      aoti_torch_delete_tensor_object(handle);
+      // The caller may write to what it gets, and keep it longer than the module.
+      if (program_->is_weight(outputs.back())) outputs.back() = outputs.back().clone();
+    }
+    return outputs;
+  }
+
+ private:
+  const Api& api() const { return program_->api(); }
+
+  void check_signature() const {
+    size_t inputs = 0;
+    size_t outputs = 0;
+    size_t constants = 0;
+    api().num_inputs(container_, &inputs);
+    api().num_outputs(container_, &outputs);
+    api().num_constants(container_, &constants);
+    const Executable& executable = program_->executable();
+    if (inputs != executable.inputs.size() || outputs != executable.outputs.size() ||
+        constants != executable.constants.size()) {
+      throw std::runtime_error(message(
+          "the native code takes ", inputs, " inputs, ", constants, " constants and gives ", outputs,
+          " outputs, but the subgraph's specification says ", executable.inputs.size(), ", ",
+          executable.constants.size(), " and ", executable.outputs.size(), ": the file is damaged"));
+    }
+  }
+
+  void set_constants() {
+    const Executable& executable = program_->executable();
+    std::vector<AOTInductorConstantMapEntry> entries;
+    for (size_t i = 0; i < executable.constants.size(); ++i) {
+      // The container borrows the tensors; the program keeps them.
+      entries.push_back({executable.constants[i].name.c_str(),
+                         reinterpret_cast<AtenTensorHandle>(
+                             const_cast<at::Tensor*>(&program_->constants()[i]))});
+    }
+    if (!entries.empty()) {
+      check(api(),
+            api().set_constants(container_, entries.data(), entries.size(), /*use_inactive=*/false,
+                                /*validate_full_update=*/true),
+            "it took its constants");
+    }
+    // Now, not under the first request.
+    check(api(),
+          api().fold(container_, /*use_inactive=*/false, /*stream=*/nullptr,
+                     /*proxy_executor=*/nullptr),
+          "it folded its constants");
+  }
+
+  const std::shared_ptr<const Program> program_;
+  const int32_t intra_op_threads_;
+  AOTInductorModelContainerHandle container_ = nullptr;
+};
+
+std::unique_ptr<Replica> Program::make_replica(int32_t intra_op_threads) {
+  return std::make_unique<InductorReplica>(
+      std::static_pointer_cast<const Program>(shared_from_this()), intra_op_threads);
+}
+
+}  // namespace
+
+std::shared_ptr<InductorProgram> InductorProgram::load(
+    std::shared_ptr<const Executable> executable) {
+  check_integrity(*executable, Format::kInductor);
+  return std::make_shared<Program>(std::move(executable));
+}
+
+}  // namespace neuron::runtime::host

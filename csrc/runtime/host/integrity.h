@@ -1,0 +1,13 @@
+#pragma once
+
+#include "runtime/executable.h"
+
+namespace neuron::runtime::host {
+
+/// Compares the bytes that `format` uses with the digests that were saved with them: native code
+/// always by SHA-256; weights and graph by `quick_checksum`, and by SHA-256 where
+/// NEURON_RT_VALIDATE_HASH asks for it.
+/// @throws std::runtime_error naming what is damaged.
+void check_integrity(const Executable& executable, Format format);
+
+}  // namespace neuron::runtime::host

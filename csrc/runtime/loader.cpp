@@ -1,0 +1,68 @@
+#include "runtime/loader.h"
+
+#include <pthread.h>
+
+#include <utility>
+
+namespace neuron::runtime {
+
+Loader::~Loader() {
+  std::vector<std::thread> threads;
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    tasks_.clear();
+    changed_.notify_all();
+    threads = std::move(threads_);
+  }
+  for (auto& thread : threads) thread.join();
+}
+
+void Loader::submit(std::function<void()> task) {
+  MutexLock lock(mutex_);
+  const auto under_way = running_ + static_cast<int32_t>(tasks_.size());
+  const auto threads = static_cast<int32_t>(threads_.size());
+  if (under_way >= threads && threads < max_threads_) {
+    try {
+      threads_.emplace_back(&Loader::thread_main, this);
+    } catch (const std::system_error&) {
+      if (threads == 0) throw;
+    }
+  }
+  tasks_.push_back(std::move(task));
+  changed_.notify_all();
+}
+
+bool Loader::stop_until(CondVar::Clock::time_point deadline) {
+  MutexLock lock(mutex_);
+  stopping_ = true;
+  tasks_.clear();
+  changed_.notify_all();
+  while (running_ > 0) {
+    if (CondVar::Clock::now() >= deadline) return false;
+    changed_.wait_until(mutex_, deadline);
+  }
+  return true;
+}
+
+void Loader::thread_main() {
+  pthread_setname_np(pthread_self(), "neuron-load");
+  for (;;) {
+    std::function<void()> task;
+    {
+      MutexLock lock(mutex_);
+      while (tasks_.empty() && !stopping_) changed_.wait(mutex_);
+      if (stopping_) return;
+      task = std::move(tasks_.front());
+      tasks_.pop_front();
+      ++running_;
+    }
+    task();
+    task = nullptr;  // what it holds may unload a replica: still part of the task
+    MutexLock lock(mutex_);
+    --running_;
+    changed_.notify_all();
+  }
+}
+
+}  // namespace neuron::runtime

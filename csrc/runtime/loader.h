@@ -1,0 +1,42 @@
+#pragma once
+
+#include <deque>
+#include <functional>
+#include <thread>
+#include <vector>
+
+#include "common/mutex.h"
+
+namespace neuron::runtime {
+
+/// The threads that load in the background. They start as they are needed, up to a bound, and stay.
+/// Thread-safe.
+class Loader {
+ public:
+  explicit Loader(int32_t max_threads) : max_threads_(max_threads) {}
+
+  /// Waits for the tasks that run; those not begun are dropped.
+  ~Loader();
+  Loader(const Loader&) = delete;
+  Loader& operator=(const Loader&) = delete;
+
+  /// Has a loader thread call `task`, which must not throw. Tasks begin in order.
+  /// @throws std::system_error if there is no thread and none can be made.
+  void submit(std::function<void()> task);
+
+  /// Begins no more tasks and waits for those that run, at most until `deadline`.
+  bool stop_until(CondVar::Clock::time_point deadline);
+
+ private:
+  void thread_main();
+
+  const int32_t max_threads_;
+  Mutex mutex_;
+  CondVar changed_;
+  std::deque<std::function<void()>> tasks_ GUARDED_BY(mutex_);
+  std::vector<std::thread> threads_ GUARDED_BY(mutex_);
+  int32_t running_ GUARDED_BY(mutex_) = 0;
+  bool stopping_ GUARDED_BY(mutex_) = false;
+};
+
+}  // namespace neuron::runtime

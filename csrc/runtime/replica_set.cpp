@@ -1,0 +1,111 @@
+#include "runtime/replica_set.h"
+
+#include <algorithm>
+#include <exception>
+#include <utility>
+
+namespace neuron::runtime {
+namespace {
+
+// A hand-over to another thread costs some 5 us, up to 70 us at the tail; for inferences shorter than
+// this it would show.
+constexpr int64_t kBriefNs = 200'000;
+
+}  // namespace
+
+/// Shares ownership of all it touches: after a timeout it outlives the call that made it.
+class ReplicaSet::ExecuteJob : public Job {
+ public:
+  ExecuteJob(std::shared_ptr<ReplicaSet> set, std::vector<at::Tensor> inputs)
+      : set_(std::move(set)), inputs_(std::move(inputs)) {}
+
+  void run(int32_t replica) noexcept override {
+    try {
+      outputs_ = set_->execute_on(replica, inputs_);
+    } catch (...) {
+      error_ = std::current_exception();
+    }
+  }
+
+  /// After Scheduler::run returned.
+  std::vector<at::Tensor> take_outputs() {
+    if (error_ != nullptr) std::rethrow_exception(error_);
+    return std::move(outputs_);
+  }
+
+ private:
+  const std::shared_ptr<ReplicaSet> set_;
+  const std::vector<at::Tensor> inputs_;
+  std::vector<at::Tensor> outputs_;
+  std::exception_ptr error_;
+};
+
+ReplicaSet::ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::unique_ptr<Slot>> slots)
+    : runtime_(runtime),
+      claim_(std::move(claim)),
+      slots_(std::move(slots)),
+      may_borrow_thread_(std::ranges::all_of(cores(),
+                                             [&](int64_t core) {
+                                               return runtime.backend().may_borrow_thread(
+                                                   runtime.global_index(static_cast<int32_t>(core)));
+                                             })),
+      group_(runtime.scheduler(), claim_.first(), claim_.count()) {}
+
+std::shared_ptr<ReplicaSet> ReplicaSet::load(Runtime& runtime,
+                                             const std::shared_ptr<const Executable>& executable,
+                                             const Placement& placement) {
+  CoreClaim claim = runtime.claim(placement);
+  std::vector<std::unique_ptr<Slot>> slots;
+  for (int32_t i = 0; i < claim.count(); ++i) {
+    slots.push_back(std::make_unique<Slot>(
+        runtime.backend().load(executable, runtime.global_index(claim.first() + i))));
+  }
+  return std::shared_ptr<ReplicaSet>(new ReplicaSet(runtime, std::move(claim), std::move(slots)));
+}
+
+bool ReplicaSet::brief() const {
+  const int64_t typical = typical_ns_.load(std::memory_order_relaxed);
+  return may_borrow_thread_ && typical >= 0 && typical < kBriefNs;
+}
+
+std::vector<at::Tensor> ReplicaSet::execute(const std::vector<at::Tensor>& inputs) {
+  if (brief()) {
+    if (const auto lease = runtime_.scheduler().try_lease(group_)) {
+      return execute_on(lease->replica(), inputs);
+    }
+  }
+  const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs);
+  runtime_.scheduler().run(group_, job, runtime_.exec_timeout());
+  return job->take_outputs();
+}
+
+std::vector<at::Tensor> ReplicaSet::execute_on(int32_t replica,
+                                               const std::vector<at::Tensor>& inputs) {
+  Slot& slot = *slots_[replica];
+  const auto begin = CondVar::Clock::now();
+  auto outputs = slot.replica->execute(inputs);
+  const int64_t took = std::chrono::nanoseconds(CondVar::Clock::now() - begin).count();
+  // Whether inferences are brief is judged by the slower of this one and what was typical, which
+  // fades: one slow first call does not count for ever, a slow call counts at once.
+  const int64_t typical = typical_ns_.load(std::memory_order_relaxed);
+  typical_ns_.store(typical < 0 ? took : std::max(took, typical - typical / 4),
+                    std::memory_order_relaxed);
+  slot.executions.fetch_add(1, std::memory_order_relaxed);
+  return outputs;
+}
+
+std::vector<int64_t> ReplicaSet::cores() const {
+  std::vector<int64_t> cores;
+  for (int32_t i = 0; i < claim_.count(); ++i) cores.push_back(claim_.first() + i);
+  return cores;
+}
+
+std::vector<int64_t> ReplicaSet::executions() const {
+  std::vector<int64_t> counts;
+  for (const auto& slot : slots_) {
+    counts.push_back(slot->executions.load(std::memory_order_relaxed));
+  }
+  return counts;
+}
+
+}  // namespace neuron::runtime

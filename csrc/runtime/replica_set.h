@@ -1,0 +1,49 @@
+#pragma once
+
+#include <atomic>
+#include <memory>
+#include <vector>
+
+#include "runtime/runtime.h"
+
+namespace neuron::runtime {
+
+/// The replicas of one subgraph: one per core, all loaded, on consecutive cores. Immutable but for
+/// its statistics; thread-safe. Requests hold it by shared pointer, so that a set that was replaced
+/// unloads when the last request on it ends.
+class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
+ public:
+  /// Loads `executable` on every core that `placement` chooses.
+  /// @throws std::invalid_argument if the placement does not fit the visible cores,
+  /// std::runtime_error if a load fails; nothing stays loaded then.
+  static std::shared_ptr<ReplicaSet> load(Runtime& runtime,
+                                          const std::shared_ptr<const Executable>& executable,
+                                          const Placement& placement);
+
+  /// Computes on the next free replica. Inputs are as `Replica::execute` wants them.
+  std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs);
+
+  std::vector<int64_t> cores() const;
+  std::vector<int64_t> executions() const;
+
+ private:
+  class ExecuteJob;
+  struct Slot {
+    explicit Slot(std::unique_ptr<Replica> loaded) : replica(std::move(loaded)) {}
+    std::unique_ptr<Replica> replica;
+    std::atomic<int64_t> executions{0};
+  };
+
+  ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::unique_ptr<Slot>> slots);
+  std::vector<at::Tensor> execute_on(int32_t replica, const std::vector<at::Tensor>& inputs);
+  bool brief() const;
+
+  Runtime& runtime_;
+  const CoreClaim claim_;
+  const std::vector<std::unique_ptr<Slot>> slots_;
+  const bool may_borrow_thread_;
+  std::atomic<int64_t> typical_ns_{-1};  ///< -1: not known yet
+  Scheduler::Group group_;
+};
+
+}  // namespace neuron::runtime

@@ -1,0 +1,87 @@
+#pragma once
+
+#include <neuron_ext/status.h>
+
+#include <memory>
+#include <vector>
+
+#include "common/mutex.h"
+#include "placement/placement.h"
+#include "runtime/backend.h"
+#include "runtime/loader.h"
+#include "runtime/scheduler.h"
+#include "runtime/settings.h"
+#include "runtime/visible_cores.h"
+
+namespace neuron::runtime {
+
+/// Cores counted as used by a set of replicas, from the moment they are chosen. RAII.
+class CoreClaim {
+ public:
+  CoreClaim(CoreClaim&& other) noexcept;
+  CoreClaim& operator=(CoreClaim&&) = delete;
+  ~CoreClaim();
+  int32_t first() const { return first_; }
+  int32_t count() const { return count_; }
+
+ private:
+  friend class Runtime;
+  CoreClaim(class Runtime& runtime, int32_t first, int32_t count);
+  class Runtime* runtime_;
+  int32_t first_;
+  int32_t count_;
+};
+
+/// Owns the cores of this process: the backend, the scheduler, the loader threads, and which core
+/// carries how many replicas. One per process, made at first need and never destroyed, because
+/// threads and static objects of others may use it until the very end. Thread-safe.
+class Runtime {
+ public:
+  /// The process's runtime; the first call makes it from the environment.
+  /// @throws std::runtime_error if that fails (the next call tries again), or in a forked child of a
+  /// process that had made one.
+  static Runtime& get();
+
+  /// Whether this process was forked from one that had made a runtime: threads and cores did not come
+  /// along, and locks may be held by threads that are not there.
+  static bool lost_by_fork();
+
+  /// @throws std::runtime_error if `lost_by_fork`.
+  static void check_not_forked();
+
+  /// For tests: a runtime of its own over `backend`, used by `get` until `uninstall_for_testing`.
+  static Runtime& install_for_testing(std::unique_ptr<Backend> backend, const Settings& settings);
+  static void uninstall_for_testing();
+
+  Runtime(std::unique_ptr<Backend> backend, const Settings& settings);
+  ~Runtime() = default;
+  Runtime(const Runtime&) = delete;
+  Runtime& operator=(const Runtime&) = delete;
+
+  int32_t core_count() const { return static_cast<int32_t>(cores_.global_indices.size()); }
+  int32_t global_index(int32_t core) const { return cores_.global_indices[core]; }
+  Backend& backend() { return *backend_; }
+  Scheduler& scheduler() { return scheduler_; }
+  Loader& loader() { return loader_; }
+  Scheduler::Duration exec_timeout() const { return settings_.exec_timeout; }
+
+  /// Chooses the cores for `placement` and counts them as used.
+  /// @throws std::invalid_argument if the placement does not fit.
+  CoreClaim claim(const Placement& placement);
+
+  std::vector<CoreStats> stats() const;
+
+ private:
+  friend class CoreClaim;
+  static void stop_at_exit(int status, void* unused);
+
+  const Settings settings_;
+  const std::unique_ptr<Backend> backend_;
+  const VisibleCores cores_;
+  mutable Mutex mutex_;
+  std::vector<int64_t> loads_ GUARDED_BY(mutex_);
+  Scheduler scheduler_;
+  Loader loader_;
+};
+
+}  // namespace neuron::runtime

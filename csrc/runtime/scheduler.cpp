@@ -1,0 +1,265 @@
+#include "runtime/scheduler.h"
+
+#include <pthread.h>
+
+#include <stdexcept>
+#include <utility>
+
+#include "common/message.h"
+
+namespace neuron::runtime {
+
+using Clock = CondVar::Clock;
+
+Scheduler::Scheduler(int32_t core_count, std::function<void(int32_t)> on_core_thread)
+    : on_core_thread_(std::move(on_core_thread)) {
+  MutexLock lock(mutex_);
+  for (int32_t i = 0; i < core_count; ++i) cores_.push_back(std::make_unique<Core>());
+}
+
+Scheduler::~Scheduler() {
+  std::vector<std::thread> threads;
+  {
+    MutexLock lock(mutex_);
+    stopping_ = true;
+    for (auto& core : cores_) {
+      core->wake.notify_one();
+      if (core->thread.joinable()) threads.push_back(std::move(core->thread));
+    }
+  }
+  for (auto& thread : threads) thread.join();
+}
+
+Scheduler::Group::Group(Scheduler& scheduler, int32_t first_core, int32_t count)
+    : scheduler_(scheduler), first_core_(first_core), count_(count) {
+  MutexLock lock(scheduler.mutex_);
+  for (int32_t i = 0; i < count; ++i) scheduler.cores_[first_core + i]->groups.push_back(this);
+}
+
+Scheduler::Group::~Group() {
+  MutexLock lock(scheduler_.mutex_);
+  for (int32_t i = 0; i < count_; ++i) {
+    std::erase(scheduler_.cores_[first_core_ + i]->groups, this);
+  }
+}
+
+Scheduler::Lease::Lease(Scheduler& scheduler, int32_t core, int32_t replica)
+    : scheduler_(&scheduler), core_(core), replica_(replica), since_(Clock::now()) {}
+
+Scheduler::Lease::Lease(Lease&& other) noexcept
+    : scheduler_(std::exchange(other.scheduler_, nullptr)),
+      core_(other.core_),
+      replica_(other.replica_),
+      since_(other.since_) {}
+
+Scheduler::Lease::~Lease() {
+  if (scheduler_ != nullptr) scheduler_->release(*this);
+}
+
+/// Marks the group's next free core busy and returns it, or -1.
+int32_t Scheduler::take_free_core(Group& group) {
+  for (int32_t i = 0; i < group.count_; ++i) {
+    const int32_t replica = (group.next_ + i) % group.count_;
+    Core& core = *cores_[group.first_core_ + replica];
+    if (core.busy) continue;
+    core.busy = true;
+    ++busy_cores_;
+    group.next_ = (replica + 1) % group.count_;
+    return group.first_core_ + replica;
+  }
+  return -1;
+}
+
+bool Scheduler::all_silent(const Group& group) const {
+  for (int32_t i = 0; i < group.count_; ++i) {
+    if (!cores_[group.first_core_ + i]->silent) return false;
+  }
+  return true;
+}
+
+/// The queued job that has waited longest of those the core may compute, or null.
+std::shared_ptr<Job> Scheduler::pop_oldest(int32_t core_index) {
+  Group* oldest = nullptr;
+  for (Group* group : cores_[core_index]->groups) {
+    if (group->queue_.empty()) continue;
+    if (oldest == nullptr || group->queue_.front()->ticket_ < oldest->queue_.front()->ticket_) {
+      oldest = group;
+    }
+  }
+  if (oldest == nullptr) return nullptr;
+  std::shared_ptr<Job> job = std::move(oldest->queue_.front());
+  oldest->queue_.pop_front();
+  oldest->next_ = (core_index - oldest->first_core_ + 1) % oldest->count_;
+  return job;
+}
+
+/// Books the inference that ended and gives the core to the next one, if any.
+void Scheduler::finished(int32_t core_index, Clock::time_point since) {
+  Core& core = *cores_[core_index];
+  ++core.counts.executions;
+  core.counts.busy += Clock::now() - since;
+  core.silent = false;
+  core.next = pop_oldest(core_index);
+  if (core.next != nullptr) {
+    // The core stays busy; its own thread, which start() made, goes on, whoever held it until now.
+    core.wake.notify_one();
+    return;
+  }
+  core.busy = false;
+  if (--busy_cores_ == 0) idle_.notify_all();
+}
+
+std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group) {
+  MutexLock lock(mutex_);
+  wait_for_ever_if_closed();
+  const int32_t core = take_free_core(group);
+  if (core < 0) return std::nullopt;
+  return Lease(*this, core, core - group.first_core_);
+}
+
+void Scheduler::release(const Lease& lease) {
+  MutexLock lock(mutex_);
+  finished(lease.core_, lease.since_);
+}
+
+void Scheduler::run(Group& group, const std::shared_ptr<Job>& job, Duration timeout) {
+  start(group, job);
+  await(*job, timeout);
+}
+
+/// Gives the job to a free core of the group, or queues it.
+void Scheduler::start(Group& group, const std::shared_ptr<Job>& job) {
+  MutexLock lock(mutex_);
+  wait_for_ever_if_closed();
+  if (all_silent(group)) {
+    throw std::runtime_error(
+        "no core of this subgraph answers: an inference ran past NEURON_RT_EXEC_TIMEOUT on each and "
+        "has not come back; move the module to other cores with set_neuron_cores");
+  }
+  // Threads start before anything is marked, so that a refused thread leaves all as it was. Every
+  // core of the group may be asked to take over a queued job.
+  for (int32_t i = 0; i < group.count_; ++i) {
+    Core& core = *cores_[group.first_core_ + i];
+    if (!core.thread.joinable()) {
+      core.thread = std::thread(&Scheduler::core_thread, this, group.first_core_ + i);
+    }
+  }
+  job->ticket_ = next_ticket_++;
+  job->first_core_ = group.first_core_;
+  const int32_t core_index = take_free_core(group);
+  if (core_index < 0) {
+    group.queue_.push_back(job);
+    return;
+  }
+  cores_[core_index]->next = job;
+  cores_[core_index]->wake.notify_one();
+}
+
+void Scheduler::await(Job& job, Duration timeout) {
+  for (;;) {
+    bool overdue = false;
+    {
+      MutexLock lock(job.mutex_);
+      while (job.state_ != Job::State::kDone && job.state_ != Job::State::kRefused && !overdue) {
+        if (timeout == Duration::zero()) {
+          job.changed_.wait(job.mutex_);
+          continue;
+        }
+        // Nobody wakes us when the job begins, which would cost each call a wake-up: while it is
+        // queued it cannot be overdue before a whole timeout has passed.
+        const auto begin = job.state_ == Job::State::kRunning ? job.started_ : Clock::now();
+        overdue = Clock::now() >= begin + timeout;
+        if (!overdue) job.changed_.wait_until(job.mutex_, begin + timeout);
+      }
+      if (job.state_ == Job::State::kDone) return;
+      if (job.state_ == Job::State::kRefused) {
+        throw std::runtime_error(
+            "no core of this subgraph answers any more: the inference was given up while it waited");
+      }
+    }
+    if (silence_if_running(job)) {
+      const double seconds = std::chrono::duration<double>(timeout).count();
+      throw std::runtime_error(message("the inference did not end within ", seconds,
+                                       " s (NEURON_RT_EXEC_TIMEOUT); its core takes no other until "
+                                       "it comes back"));
+    }
+  }
+}
+
+/// Keeps new work from the core of an overdue job. Work that no other core may do is refused.
+bool Scheduler::silence_if_running(Job& job) {
+  // Destroyed after the lock is gone: a job may own the last reference to its group.
+  std::deque<std::shared_ptr<Job>> refused;
+  MutexLock lock(mutex_);
+  int32_t core_index = -1;
+  {
+    MutexLock job_lock(job.mutex_);
+    if (job.state_ != Job::State::kRunning) return false;
+    core_index = job.core_;
+  }
+  Core& core = *cores_[core_index];
+  core.silent = true;
+  for (Group* group : core.groups) {
+    if (!all_silent(*group)) continue;
+    for (auto& queued : group->queue_) {
+      MutexLock job_lock(queued->mutex_);
+      queued->state_ = Job::State::kRefused;
+      queued->changed_.notify_all();
+      refused.push_back(queued);
+    }
+    group->queue_.clear();
+  }
+  return true;
+}
+
+void Scheduler::core_thread(int32_t core_index) {
+  pthread_setname_np(pthread_self(), message("nc", core_index).c_str());
+  on_core_thread_(core_index);
+  for (;;) {
+    std::shared_ptr<Job> job;
+    {
+      MutexLock lock(mutex_);
+      Core& core = *cores_[core_index];
+      while (core.next == nullptr && !stopping_) core.wake.wait(mutex_);
+      job = std::exchange(core.next, nullptr);
+    }
+    if (job == nullptr) return;
+    const auto since = Clock::now();
+    {
+      MutexLock lock(job->mutex_);
+      job->state_ = Job::State::kRunning;
+      job->started_ = since;
+      job->core_ = core_index;
+    }
+    job->run(core_index - job->first_core_);
+    {
+      // The core is free before the caller learns that it is done: its next call finds it so.
+      MutexLock lock(mutex_);
+      finished(core_index, since);
+      MutexLock job_lock(job->mutex_);
+      job->state_ = Job::State::kDone;
+      job->changed_.notify_all();
+    }
+  }
+}
+
+Scheduler::CoreCounts Scheduler::counts(int32_t core) const {
+  MutexLock lock(mutex_);
+  return cores_[core]->counts;
+}
+
+bool Scheduler::close_until(Clock::time_point deadline) {
+  MutexLock lock(mutex_);
+  closed_ = true;
+  while (busy_cores_ > 0) {
+    if (Clock::now() >= deadline) return false;
+    idle_.wait_until(mutex_, deadline);
+  }
+  return true;
+}
+
+void Scheduler::wait_for_ever_if_closed() {
+  while (closed_) idle_.wait(mutex_);
+}
+
+}  // namespace neuron::runtime

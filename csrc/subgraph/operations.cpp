@@ -1,0 +1,118 @@
+#include "subgraph/operations.h"
+
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <memory>
+#include <stdexcept>
+
+#include "common/message.h"
+#include "placement/context.h"
+
+namespace neuron::subgraph {
+namespace {
+
+using runtime::Runtime;
+
+/// TorchScript counts in 64 bits. What does not fit 32 is out of range for any machine; it must not
+/// wrap around into it.
+Placement make_placement(int64_t start_nc, int64_t nc_count) {
+  const auto narrow = [](int64_t value) {
+    return static_cast<int32_t>(std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(),
+                                                    std::numeric_limits<int32_t>::max()));
+  };
+  const Placement placement{narrow(start_nc), narrow(nc_count)};
+  check_placement(placement, Runtime::get().core_count());
+  return placement;
+}
+
+Placement all_cores() { return {0, Runtime::get().core_count()}; }
+
+void move(const Subgraphs& subgraphs, const Placement& placement) {
+  // Two callers that move the same subgraphs take them in the same order, so neither waits for the
+  // other for ever.
+  std::vector<std::shared_ptr<Subgraph>> ordered;
+  std::vector<std::shared_ptr<Subgraph>> background;
+  for (const auto& handle : subgraphs) {
+    (handle->get()->wishes().async_load ? background : ordered).push_back(handle->get());
+  }
+  std::sort(ordered.begin(), ordered.end());
+  std::vector<std::unique_ptr<Subgraph::Move>> moves;
+  for (const auto& subgraph : ordered) {
+    moves.push_back(std::make_unique<Subgraph::Move>(subgraph, placement));
+  }
+  for (const auto& done : moves) done->commit();
+  for (const auto& subgraph : background) subgraph->move_in_background(placement);
+}
+
+}  // namespace
+
+std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs,
+                                const SubgraphHandle& subgraph) {
+  Runtime::check_not_forked();
+  return subgraph->get()->forward(inputs);
+}
+
+void set_neuron_cores(const Subgraphs& subgraphs, int64_t start_nc, int64_t nc_count) {
+  if (!subgraphs.empty()) move(subgraphs, make_placement(start_nc, nc_count));
+}
+
+void set_multicore(const Subgraphs& subgraphs) {
+  if (!subgraphs.empty()) move(subgraphs, all_cores());
+}
+
+void set_lazy_load(const Subgraphs& subgraphs, bool enable) {
+  for (const auto& subgraph : subgraphs) subgraph->get()->set_lazy_load(enable);
+}
+
+void set_async_load(const Subgraphs& subgraphs, bool enable) {
+  for (const auto& subgraph : subgraphs) subgraph->get()->set_async_load(enable);
+}
+
+void set_dynamic_batch(const Subgraphs& subgraphs, bool enable) {
+  for (const auto& subgraph : subgraphs) subgraph->get()->set_dynamic_batch(enable);
+}
+
+std::vector<SubgraphStatus> status(const Subgraphs& subgraphs) {
+  Runtime::check_not_forked();
+  std::vector<SubgraphStatus> all;
+  for (const auto& subgraph : subgraphs) all.push_back(subgraph->get()->status());
+  return all;
+}
+
+bool wait(const Subgraphs& subgraphs, std::optional<double> timeout_seconds) {
+  Runtime::check_not_forked();
+  Subgraph::Deadline deadline;
+  if (timeout_seconds) {
+    if (!(*timeout_seconds >= 0)) {
+      throw std::invalid_argument(
+          message("timeout=", *timeout_seconds, " is not a time: use 0 or more seconds"));
+    }
+    constexpr double kYear = 3.2e7;  // keeps the sum within the clock's range
+    deadline = CondVar::Clock::now() +
+               std::chrono::duration_cast<CondVar::Clock::duration>(
+                   std::chrono::duration<double>(std::min(*timeout_seconds, kYear)));
+  }
+  for (const auto& subgraph : subgraphs) subgraph->get()->start_loading();
+  for (const auto& subgraph : subgraphs) {
+    if (!subgraph->get()->wait(deadline)) return false;
+  }
+  return true;
+}
+
+void unload(const Subgraphs& subgraphs) {
+  Runtime::check_not_forked();
+  for (const auto& subgraph : subgraphs) subgraph->get()->unload();
+}
+
+int64_t enter_neuron_cores_context(int64_t start_nc, int64_t nc_count) {
+  return enter_placement_context(make_placement(start_nc, nc_count));
+}
+
+int64_t enter_multicore_context() { return enter_placement_context(all_cores()); }
+
+int64_t visible_core_count() { return Runtime::get().core_count(); }
+
+std::vector<CoreStats> core_stats() { return Runtime::get().stats(); }
+
+}  // namespace neuron::subgraph

@@ -1,0 +1,37 @@
+#pragma once
+
+#include <neuron_ext/status.h>
+
+#include <chrono>
+#include <optional>
+#include <vector>
+
+#include "subgraph/neuron_subgraph.h"
+
+namespace neuron::subgraph {
+
+/// What the public functions do, over the subgraphs of a module. Both the TorchScript ops and the C++
+/// functions call these. Contracts stand with those: include/neuron_ext/*.h.
+using Subgraphs = std::vector<SubgraphHandle>;
+
+std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs,
+                                const SubgraphHandle& subgraph);
+
+/// All move, or none; those with the async flag then follow in the background.
+void set_neuron_cores(const Subgraphs& subgraphs, int64_t start_nc, int64_t nc_count);
+void set_multicore(const Subgraphs& subgraphs);
+void set_lazy_load(const Subgraphs& subgraphs, bool enable);
+void set_async_load(const Subgraphs& subgraphs, bool enable);
+void set_dynamic_batch(const Subgraphs& subgraphs, bool enable);
+std::vector<SubgraphStatus> status(const Subgraphs& subgraphs);
+bool wait(const Subgraphs& subgraphs, std::optional<double> timeout_seconds);
+void unload(const Subgraphs& subgraphs);
+
+/// Opens a context on this thread after checking it; returns its token.
+int64_t enter_neuron_cores_context(int64_t start_nc, int64_t nc_count);
+int64_t enter_multicore_context();
+
+int64_t visible_core_count();
+std::vector<CoreStats> core_stats();
+
+}  // namespace neuron::subgraph
