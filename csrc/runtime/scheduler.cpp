@@ -89,6 +89,7 @@ std::shared_ptr<Job> Scheduler::pop_oldest(int32_t core_index) {
   if (oldest == nullptr) return nullptr;
   std::shared_ptr<Job> job = std::move(oldest->queue_.front());
   oldest->queue_.pop_front();
+  --queued_jobs_;
   oldest->next_ = (core_index - oldest->first_core_ + 1) % oldest->count_;
   return job;
 }
@@ -149,6 +150,7 @@ void Scheduler::start(Group& group, const std::shared_ptr<Job>& job) {
   const int32_t core_index = take_free_core(group);
   if (core_index < 0) {
     group.queue_.push_back(job);
+    ++queued_jobs_;
     return;
   }
   cores_[core_index]->next = job;
@@ -207,6 +209,7 @@ bool Scheduler::silence_if_running(Job& job) {
       queued->changed_.notify_all();
       refused.push_back(queued);
     }
+    queued_jobs_ -= static_cast<int32_t>(group->queue_.size());
     group->queue_.clear();
   }
   return true;
@@ -246,6 +249,16 @@ void Scheduler::core_thread(int32_t core_index) {
 Scheduler::CoreCounts Scheduler::counts(int32_t core) const {
   MutexLock lock(mutex_);
   return cores_[core]->counts;
+}
+
+int32_t Scheduler::busy() const {
+  MutexLock lock(mutex_);
+  return busy_cores_;
+}
+
+int32_t Scheduler::queued() const {
+  MutexLock lock(mutex_);
+  return queued_jobs_;
 }
 
 bool Scheduler::close_until(Clock::time_point deadline) {

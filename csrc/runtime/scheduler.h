@@ -106,6 +106,10 @@ class Scheduler {
 
   CoreCounts counts(int32_t core) const;
 
+  /// How many cores compute now, and how many jobs wait for one.
+  int32_t busy() const;
+  int32_t queued() const;
+
   /// For the end of the process: callers that come from now on wait for ever, and with it. Waits until
   /// no core computes, at most until `deadline`; returns whether that came.
   bool close_until(CondVar::Clock::time_point deadline);
@@ -137,6 +141,7 @@ class Scheduler {
   CondVar idle_;
   std::vector<std::unique_ptr<Core>> cores_ GUARDED_BY(mutex_);
   int32_t busy_cores_ GUARDED_BY(mutex_) = 0;
+  int32_t queued_jobs_ GUARDED_BY(mutex_) = 0;
   int64_t next_ticket_ GUARDED_BY(mutex_) = 0;
   bool stopping_ GUARDED_BY(mutex_) = false;
   bool closed_ GUARDED_BY(mutex_) = false;

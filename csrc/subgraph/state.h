@@ -18,7 +18,7 @@ struct Wishes {
   bool lazy_load = false;
   bool async_load = false;
   bool dynamic_batch = false;
-  Placement placement;
+  Placement placement{};
 };
 
 /// What `__getstate__` gives and `__setstate__` takes; docs/state_format.md describes it. The version

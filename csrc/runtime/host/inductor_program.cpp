@@ -28,7 +28,6 @@ struct Api {
   decltype(&AOTInductorModelContainerCreateWithDevice) create;
   decltype(&AOTInductorModelContainerDelete) destroy;
   decltype(&AOTInductorModelContainerRunSingleThreaded) run;
-  decltype(&AOTInductorModelContainerRunConstantFolding) fold;
   decltype(&AOTInductorModelContainerUpdateUserManagedConstantBufferPairs) set_constants;
   decltype(&AOTInductorModelContainerGetNumInputs) num_inputs;
   decltype(&AOTInductorModelContainerGetNumOutputs) num_outputs;
@@ -50,7 +49,6 @@ Api find_api(void* library) {
   find(library, "AOTInductorModelContainerCreateWithDevice", api.create);
   find(library, "AOTInductorModelContainerDelete", api.destroy);
   find(library, "AOTInductorModelContainerRunSingleThreaded", api.run);
-  find(library, "AOTInductorModelContainerRunConstantFolding", api.fold);
   find(library, "AOTInductorModelContainerUpdateUserManagedConstantBufferPairs", api.set_constants);
   find(library, "AOTInductorModelContainerGetNumInputs", api.num_inputs);
   find(library, "AOTInductorModelContainerGetNumOutputs", api.num_outputs);
@@ -186,17 +184,11 @@ class InductorReplica final : public Replica {
                          reinterpret_cast<AtenTensorHandle>(
                              const_cast<at::Tensor*>(&program_->constants()[i]))});
     }
-    if (!entries.empty()) {
-      check(api(),
-            api().set_constants(container_, entries.data(), entries.size(), /*use_inactive=*/false,
-                                /*validate_full_update=*/true),
-            "it took its constants");
-    }
-    // Now, not under the first request.
+    if (entries.empty()) return;
     check(api(),
-          api().fold(container_, /*use_inactive=*/false, /*stream=*/nullptr,
-                     /*proxy_executor=*/nullptr),
-          "it folded its constants");
+          api().set_constants(container_, entries.data(), entries.size(), /*use_inactive=*/false,
+                              /*validate_full_update=*/true),
+          "it took its constants");
   }
 
   const std::shared_ptr<const Program> program_;

@@ -1,0 +1,85 @@
+#pragma once
+
+#include <ATen/core/Tensor.h>
+
+#include <atomic>
+#include <functional>
+#include <memory>
+#include <string>
+#include <utility>
+#include <vector>
+
+#include "runtime/backend.h"
+#include "runtime/runtime.h"
+#include "subgraph/neuron_subgraph.h"
+
+namespace neuron::testing {
+
+using runtime::Executable;
+
+/// What a StubBackend does, and what it has seen. Shared by the backend, its replicas and the test.
+struct Stub {
+  /// Called by each load with the core; may block or throw.
+  std::function<void(int32_t core)> on_load = [](int32_t) {};
+  /// Called by each inference with the core; its result is the inference's.
+  std::function<std::vector<at::Tensor>(int32_t core, const std::vector<at::Tensor>&)> on_execute =
+      [](int32_t, const std::vector<at::Tensor>& inputs) { return inputs; };
+  bool may_borrow_thread = false;
+
+  std::atomic<int> loads{0};    ///< that succeeded
+  std::atomic<int> frees{0};    ///< of what was loaded
+  std::atomic<int> loading{0};  ///< now
+  int alive() const { return loads - frees; }
+};
+
+class StubReplica final : public runtime::Replica {
+ public:
+  StubReplica(std::shared_ptr<Stub> stub, int32_t core) : stub_(std::move(stub)), core_(core) {
+    ++stub_->loads;
+  }
+  ~StubReplica() override { ++stub_->frees; }
+  std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs) override {
+    return stub_->on_execute(core_, inputs);
+  }
+
+ private:
+  const std::shared_ptr<Stub> stub_;
+  const int32_t core_;
+};
+
+class StubBackend final : public runtime::Backend {
+ public:
+  StubBackend(std::shared_ptr<Stub> stub, int32_t cores) : stub_(std::move(stub)), cores_(cores) {}
+  std::string name() const override { return "stub"; }
+  int32_t core_count() const override { return cores_; }
+  std::vector<int32_t> cpus(int32_t core) const override { return {core}; }
+  std::unique_ptr<runtime::Replica> load(const std::shared_ptr<const Executable>&,
+                                         int32_t core) override {
+    struct Count {
+      std::atomic<int>& counter;
+      explicit Count(std::atomic<int>& c) : counter(c) { ++counter; }
+      ~Count() { --counter; }
+    } count(stub_->loading);
+    stub_->on_load(core);
+    return std::make_unique<StubReplica>(stub_, core);
+  }
+  void adopt_core_thread(int32_t) override {}
+  bool may_borrow_thread(int32_t) const override { return stub_->may_borrow_thread; }
+
+ private:
+  const std::shared_ptr<Stub> stub_;
+  const int32_t cores_;
+};
+
+/// The state of a subgraph that takes one float32 tensor of shape [2] and gives one.
+inline subgraph::State make_state(const subgraph::Wishes& wishes = {}) {
+  Executable executable;
+  executable.name = "stub";
+  executable.format = runtime::Format::kTorchScript;
+  executable.inputs = {{"x", at::kFloat, {2}}};
+  executable.outputs = {{"", at::kFloat, {2}}};
+  executable.graph = at::zeros({1}, at::kByte);
+  return subgraph::encode(executable, wishes);
+}
+
+}  // namespace neuron::testing
