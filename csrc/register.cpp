@@ -15,12 +15,11 @@ using subgraph::SubgraphHandle;
 using subgraph::Subgraphs;
 
 // (name, state, cores, start_nc, nc_count, lazy_load, async_load, dynamic_batch, executions, error)
-using StatusTuple = std::tuple<std::string, std::string, std::vector<int64_t>, int64_t, int64_t, bool,
-                               bool, bool, std::vector<int64_t>, std::string>;
+using StatusTuple = std::tuple<std::string, std::string, std::vector<int64_t>, int64_t, int64_t,
+                               bool, bool, bool, std::vector<int64_t>, std::string>;
 
 // (index, global_index, cpus, models, executions, busy_seconds)
-using CoreStatsTuple =
-    std::tuple<int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, double>;
+using CoreStatsTuple = std::tuple<int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, double>;
 
 std::vector<StatusTuple> status(const Subgraphs& subgraphs) {
   std::vector<StatusTuple> all;
@@ -53,11 +52,12 @@ TORCH_LIBRARY(neuron_ext, m) {
       .def_pickle([](const SubgraphHandle& self) -> State { return self->state(); },
                   [](State state) -> SubgraphHandle { return NeuronSubgraph::from_file(state); });
 
-  m.def("forward(Tensor[] inputs, __torch__.torch.classes.neuron_ext.NeuronSubgraph subgraph)"
-        " -> Tensor[]",
-        [](const std::vector<at::Tensor>& inputs, const SubgraphHandle& subgraph) {
-          return subgraph::forward(inputs, subgraph);
-        });
+  m.def(
+      "forward(Tensor[] inputs, __torch__.torch.classes.neuron_ext.NeuronSubgraph subgraph)"
+      " -> Tensor[]",
+      [](const std::vector<at::Tensor>& inputs, const SubgraphHandle& subgraph) {
+        return subgraph::forward(inputs, subgraph);
+      });
 
   m.def("subgraphs", [](const c10::IValue& module) { return subgraph::find_subgraphs(module); });
   m.def("set_neuron_cores", subgraph::set_neuron_cores);

@@ -1,7 +1,7 @@
 """Compiled subgraphs inside TorchScript modules, placed on NeuronCores.
 
-Importing loads the library that registers the class ``torch.classes.neuron_ext.NeuronSubgraph``, which
-``torch.jit.load`` needs. It takes no core: that happens at first need.
+Importing loads the library that registers the class ``torch.classes.neuron_ext.NeuronSubgraph``,
+which ``torch.jit.load`` needs. It takes no core: that happens at first need.
 """
 
 from neuron_ext import experimental
@@ -9,7 +9,12 @@ from neuron_ext._library import PACKAGE as _PACKAGE
 from neuron_ext._trace import trace
 from neuron_ext._version import __version__
 from neuron_ext.loading import async_load, lazy_load, unload, wait
-from neuron_ext.placement import multicore_context, neuron_cores_context, set_multicore, set_neuron_cores
+from neuron_ext.placement import (
+    multicore_context,
+    neuron_cores_context,
+    set_multicore,
+    set_neuron_cores,
+)
 from neuron_ext.status import CoreStats, SubgraphStatus, core_stats, status, visible_core_count
 
 cmake_prefix_path = str(_PACKAGE / "share" / "cmake")

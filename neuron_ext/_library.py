@@ -23,11 +23,11 @@ def load_library() -> Any:
             "'pip install --no-build-isolation -e .'"
         )
     try:
-        torch.ops.load_library(LIBRARY)
+        torch.ops.load_library(LIBRARY)  # type: ignore[no-untyped-call]
     except OSError as error:
         raise ImportError(
-            f"{LIBRARY} does not load with torch {torch.__version__}: {error}. It runs with the torch "
-            "that it was built against; build neuron_ext again with the installed torch"
+            f"{LIBRARY} does not load with torch {torch.__version__}: {error}. It runs with the "
+            "torch that it was built against; build neuron_ext again with the installed torch"
         ) from error
     return torch.ops.neuron_ext
 

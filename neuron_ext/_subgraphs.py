@@ -12,15 +12,16 @@ from neuron_ext._library import ops
 def find_subgraphs(module: torch.nn.Module) -> list[Any]:
     """Every ``NeuronSubgraph`` in ``module``, each once, in the order of attributes.
 
-    Looks into ScriptModules (submodules, attributes, containers, and the constants of frozen graphs),
-    and through plain modules for the ScriptModules in them.
+    Looks into ScriptModules (submodules, attributes, containers, and the constants of frozen
+    graphs), and through plain modules for the ScriptModules in them.
 
     Raises:
         ValueError: ``module`` is no ``torch.nn.Module``.
     """
     if not isinstance(module, torch.nn.Module):
         raise ValueError(
-            f"expected a torch.jit.ScriptModule or another torch.nn.Module, got {type(module).__name__}"
+            "expected a torch.jit.ScriptModule or another torch.nn.Module, got "
+            f"{type(module).__name__}"
         )
     if isinstance(module, torch.jit.ScriptModule):
         return list(ops.subgraphs(module))

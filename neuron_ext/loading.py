@@ -1,7 +1,7 @@
 """When subgraphs load: lazily, in the background, now, or again after an unload.
 
-``lazy_load`` and ``async_load`` behave as the "Lazy and Asynchronous Loading API" page of the Neuron
-documentation says.
+``lazy_load`` and ``async_load`` behave as the "Lazy and Asynchronous Loading API" page of the
+Neuron documentation says.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ from neuron_ext._subgraphs import find_subgraphs
 def lazy_load(trace: torch.nn.Module, enable_lazy_load: bool = True) -> None:
     """Sets whether ``torch.jit.load`` leaves the module off its core until its first use.
 
-    First use is ``forward``, ``set_neuron_cores`` or ``wait``. The flag is saved with the module and counts
-    for later loads of it. Thread-safe.
+    First use is ``forward``, ``set_neuron_cores`` or ``wait``. The flag is saved with the module
+    and counts for later loads of it. Thread-safe.
 
     Args:
         trace: a module with traced subgraphs; one without any is left alone.
@@ -28,8 +28,8 @@ def lazy_load(trace: torch.nn.Module, enable_lazy_load: bool = True) -> None:
 def async_load(trace: torch.nn.Module, enable_async_load: bool = True) -> None:
     """Sets whether what triggers a load returns at once while the load goes on in the background.
 
-    ``forward`` waits for the load. A load that failed raises its error at the next ``forward`` or ``wait``;
-    another ``forward`` tries again. The flag is saved with the module. Thread-safe.
+    ``forward`` waits for the load. A load that failed raises its error at the next ``forward`` or
+    ``wait``; another ``forward`` tries again. The flag is saved with the module. Thread-safe.
 
     Args:
         trace: a module with traced subgraphs; one without any is left alone.

@@ -48,7 +48,10 @@ class CoreStats:
 
 
 def status(module: torch.nn.Module) -> list[SubgraphStatus]:
-    """One entry per subgraph of ``module``, in the order of attributes. Thread-safe; waits for nothing."""
+    """One entry per subgraph of ``module``, in the order of attributes.
+
+    Thread-safe; waits for nothing.
+    """
     return [SubgraphStatus(*fields) for fields in ops.status(find_subgraphs(module))]
 
 

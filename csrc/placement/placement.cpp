@@ -12,8 +12,9 @@ std::string to_string(const Placement& placement) {
 
 void check_placement(const Placement& placement, int32_t visible) {
   const auto [start, count] = placement;
-  const std::string seen = message("this process sees ", visible,
-                                   visible == 1 ? " core (0)" : message(" cores (0-", visible - 1, ")"));
+  const std::string seen =
+      message("this process sees ", visible,
+              visible == 1 ? " core (0)" : message(" cores (0-", visible - 1, ")"));
   if (count == 0 || count < -1) {
     throw std::invalid_argument(message("nc_count=", count, " is not a number of cores: ", seen,
                                         "; use 1 to ", visible, ", or -1 for one core"));
@@ -30,10 +31,9 @@ void check_placement(const Placement& placement, int32_t visible) {
                                         ", or -1 for the least used core"));
   }
   if (start != -1 && start + placement.count() > visible) {
-    throw std::invalid_argument(message("start_nc=", start, " with nc_count=", count,
-                                        " runs past the last core: ", seen,
-                                        "; use start_nc <= ", visible - placement.count(),
-                                        " or a smaller nc_count"));
+    throw std::invalid_argument(
+        message("start_nc=", start, " with nc_count=", count, " runs past the last core: ", seen,
+                "; use start_nc <= ", visible - placement.count(), " or a smaller nc_count"));
   }
 }
 

@@ -16,8 +16,8 @@ class Replica {
  public:
   virtual ~Replica() = default;
 
-  /// Computes. Inputs fit the executable's specification and are contiguous. Called by one thread at
-  /// a time; leaves that thread's settings as they were.
+  /// Computes. Inputs fit the executable's specification and are contiguous. Called by one thread
+  /// at a time; leaves that thread's settings as they were.
   /// @throws std::exception of whatever went wrong.
   virtual std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs) = 0;
 };
@@ -42,8 +42,8 @@ class Backend {
   /// Sets up the thread that will compute for the core and nothing else. Does not fail.
   virtual void adopt_core_thread(int32_t core) = 0;
 
-  /// Whether a brief inference may be computed by the thread that asks for it, sparing the hand-over
-  /// to the core's own. The replica then sees to its thread settings itself.
+  /// Whether a brief inference may be computed by the thread that asks for it, sparing the
+  /// hand-over to the core's own. The replica then sees to its thread settings itself.
   virtual bool may_borrow_thread(int32_t core) const = 0;
 };
 

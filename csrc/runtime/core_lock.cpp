@@ -19,7 +19,7 @@ namespace neuron::runtime {
 namespace {
 
 struct flock byte_of(int32_t core, short type) {
-  struct flock range {};
+  struct flock range{};
   range.l_type = type;
   range.l_whence = SEEK_SET;
   range.l_start = core;
@@ -80,7 +80,8 @@ void CoreLock::open_file() {
     tried.push_back(message(path, ": ", std::strerror(errno)));
   }
   throw std::runtime_error(message("cores cannot be reserved, no lock file can be opened (",
-                                   join(tried, "; "), "): set NEURON_EXT_LOCK_DIR to a folder that "
+                                   join(tried, "; "),
+                                   "): set NEURON_EXT_LOCK_DIR to a folder that "
                                    "all processes may write to"));
 }
 
@@ -95,8 +96,8 @@ std::optional<CoreHolder> CoreLock::take(const std::vector<int32_t>& cores) {
       ::fcntl(fd_, F_SETLK, &taken);
     }
     if (error != EAGAIN && error != EACCES) {
-      throw std::runtime_error(message("core ", cores[i], " cannot be reserved: ",
-                                       std::strerror(error), " on the lock file"));
+      throw std::runtime_error(message(
+          "core ", cores[i], " cannot be reserved: ", std::strerror(error), " on the lock file"));
     }
     CoreHolder holder{cores[i], 0, ""};
     struct flock asked = byte_of(cores[i], F_WRLCK);

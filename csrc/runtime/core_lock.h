@@ -24,8 +24,8 @@ struct CoreHolder {
 /// One byte of a lock file per core, under a POSIX record lock: the kernel frees it the moment the
 /// process ends, however it ends, and a forked child does not inherit it. The file is empty and
 /// lives in /dev/shm, else the temporary folder; NEURON_EXT_LOCK_DIR names another place. A process
-/// may have one CoreLock at a time that holds anything: closing it frees all of the process's bytes.
-/// Not thread-safe.
+/// may have one CoreLock at a time that holds anything: closing it frees all of the process's
+/// bytes. Not thread-safe.
 class CoreLock {
  public:
   /// @param device_name tells the cores of one kind of device from another's. Opens nothing yet.

@@ -18,7 +18,7 @@ struct TensorSpec {
 /// One constant of `inductor` code: where it stands in the weights and how to read it.
 struct ConstantSpec {
   std::string name;  ///< the code's own name for it
-  std::string fqn;   ///< the model's name for it, say "conv.weight"; the code's own if it was folded
+  std::string fqn;  ///< the model's name for it, say "conv.weight"; the code's own if it was folded
   at::ScalarType dtype = at::ScalarType::Float;
   at::Layout layout = at::kStrided;  ///< or kMkldnn: packed for oneDNN
   int64_t offset = 0;                ///< in bytes

@@ -7,8 +7,8 @@
 namespace neuron::runtime {
 namespace {
 
-// A hand-over to another thread costs some 5 us, up to 70 us at the tail; for inferences shorter than
-// this it would show.
+// A hand-over to another thread costs some 5 us, up to 70 us at the tail; for inferences shorter
+// than this it would show.
 constexpr int64_t kBriefNs = 200'000;
 
 }  // namespace
@@ -44,11 +44,12 @@ ReplicaSet::ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::uniqu
     : runtime_(runtime),
       claim_(std::move(claim)),
       slots_(std::move(slots)),
-      may_borrow_thread_(std::ranges::all_of(cores(),
-                                             [&](int64_t core) {
-                                               return runtime.backend().may_borrow_thread(
-                                                   runtime.global_index(static_cast<int32_t>(core)));
-                                             })),
+      may_borrow_thread_(
+          std::ranges::all_of(cores(),
+                              [&](int64_t core) {
+                                return runtime.backend().may_borrow_thread(
+                                    runtime.global_index(static_cast<int32_t>(core)));
+                              })),
       group_(runtime.scheduler(), claim_.first(), claim_.count()) {}
 
 std::shared_ptr<ReplicaSet> ReplicaSet::load(Runtime& runtime,

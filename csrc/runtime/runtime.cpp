@@ -45,7 +45,9 @@ CoreClaim::CoreClaim(Runtime& runtime, int32_t first, int32_t count)
     : runtime_(&runtime), first_(first), count_(count) {}
 
 CoreClaim::CoreClaim(CoreClaim&& other) noexcept
-    : runtime_(std::exchange(other.runtime_, nullptr)), first_(other.first_), count_(other.count_) {}
+    : runtime_(std::exchange(other.runtime_, nullptr)),
+      first_(other.first_),
+      count_(other.count_) {}
 
 CoreClaim::~CoreClaim() {
   if (runtime_ == nullptr) return;
@@ -79,7 +81,9 @@ Runtime& Runtime::get() {
   return *runtime;
 }
 
-bool Runtime::lost_by_fork() { return forked_child.load(std::memory_order_relaxed); }
+bool Runtime::lost_by_fork() {
+  return forked_child.load(std::memory_order_relaxed);
+}
 
 Runtime& Runtime::install_for_testing(std::unique_ptr<Backend> backend, const Settings& settings) {
   uninstall_for_testing();
@@ -88,7 +92,9 @@ Runtime& Runtime::install_for_testing(std::unique_ptr<Backend> backend, const Se
   return *runtime;
 }
 
-void Runtime::uninstall_for_testing() { delete process_runtime.exchange(nullptr); }
+void Runtime::uninstall_for_testing() {
+  delete process_runtime.exchange(nullptr);
+}
 
 Runtime::Runtime(std::unique_ptr<Backend> backend, const Settings& settings)
     : settings_(settings),
@@ -99,8 +105,8 @@ Runtime::Runtime(std::unique_ptr<Backend> backend, const Settings& settings)
                  [this](int32_t core) { backend_->adopt_core_thread(global_index(core)); }),
       loader_(loader_threads()) {
   configure_log(settings.log_level, settings.log_location);
-  log(LogLevel::kInfo, message("runtime ", backend_->name(), ": cores ", join(cores_.global_indices),
-                               " of ", backend_->core_count()));
+  log(LogLevel::kInfo, message("runtime ", backend_->name(), ": cores ",
+                               join(cores_.global_indices), " of ", backend_->core_count()));
 }
 
 CoreClaim Runtime::claim(const Placement& placement) {

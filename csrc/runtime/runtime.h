@@ -38,12 +38,12 @@ class CoreClaim {
 class Runtime {
  public:
   /// The process's runtime; the first call makes it from the environment.
-  /// @throws std::runtime_error if that fails (the next call tries again), or in a forked child of a
-  /// process that had made one.
+  /// @throws std::runtime_error if that fails (the next call tries again), or in a forked child of
+  /// a process that had made one.
   static Runtime& get();
 
-  /// Whether this process was forked from one that had made a runtime: threads and cores did not come
-  /// along, and locks may be held by threads that are not there.
+  /// Whether this process was forked from one that had made a runtime: threads and cores did not
+  /// come along, and locks may be held by threads that are not there.
   static bool lost_by_fork();
 
   /// @throws std::runtime_error if `lost_by_fork`.

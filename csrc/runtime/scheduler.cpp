@@ -134,7 +134,8 @@ void Scheduler::start(Group& group, const std::shared_ptr<Job>& job) {
   wait_for_ever_if_closed();
   if (all_silent(group)) {
     throw std::runtime_error(
-        "no core of this subgraph answers: an inference ran past NEURON_RT_EXEC_TIMEOUT on each and "
+        "no core of this subgraph answers: an inference ran past NEURON_RT_EXEC_TIMEOUT on each "
+        "and "
         "has not come back; move the module to other cores with set_neuron_cores");
   }
   // Threads start before anything is marked, so that a refused thread leaves all as it was. Every
@@ -176,7 +177,8 @@ void Scheduler::await(Job& job, Duration timeout) {
       if (job.state_ == Job::State::kDone) return;
       if (job.state_ == Job::State::kRefused) {
         throw std::runtime_error(
-            "no core of this subgraph answers any more: the inference was given up while it waited");
+            "no core of this subgraph answers any more: the inference was given up while it "
+            "waited");
       }
     }
     if (silence_if_running(job)) {

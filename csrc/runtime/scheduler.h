@@ -100,8 +100,8 @@ class Scheduler {
 
   /// Has the next free core of the group run `job` on the core's own thread, and waits until it is
   /// done. `timeout` counts from the moment the core begins; zero waits as long as it takes.
-  /// @throws std::runtime_error if the time passes, or if no core of the group answers any more. The
-  /// job may then still be running: whoever made it must keep what it uses alive.
+  /// @throws std::runtime_error if the time passes, or if no core of the group answers any more.
+  /// The job may then still be running: whoever made it must keep what it uses alive.
   void run(Group& group, const std::shared_ptr<Job>& job, Duration timeout);
 
   CoreCounts counts(int32_t core) const;
@@ -110,8 +110,8 @@ class Scheduler {
   int32_t busy() const;
   int32_t queued() const;
 
-  /// For the end of the process: callers that come from now on wait for ever, and with it. Waits until
-  /// no core computes, at most until `deadline`; returns whether that came.
+  /// For the end of the process: callers that come from now on wait for ever, and with it. Waits
+  /// until no core computes, at most until `deadline`; returns whether that came.
   bool close_until(CondVar::Clock::time_point deadline);
 
  private:

@@ -84,20 +84,18 @@ Settings Settings::from_environment() {
         parse_int("NEURON_RT_EXEC_TIMEOUT", *value, 0, "a number of seconds, or 0 for no limit"));
   }
   if (const auto value = read("NEURON_RT_LOG_LEVEL")) {
-    settings.log_level =
-        parse_choice<LogLevel>("NEURON_RT_LOG_LEVEL", *value,
-                               {{"error", LogLevel::kError},
-                                {"warning", LogLevel::kWarning},
-                                {"info", LogLevel::kInfo},
-                                {"debug", LogLevel::kDebug},
-                                {"trace", LogLevel::kTrace},
-                                {"quiet", LogLevel::kQuiet}});
+    settings.log_level = parse_choice<LogLevel>("NEURON_RT_LOG_LEVEL", *value,
+                                                {{"error", LogLevel::kError},
+                                                 {"warning", LogLevel::kWarning},
+                                                 {"info", LogLevel::kInfo},
+                                                 {"debug", LogLevel::kDebug},
+                                                 {"trace", LogLevel::kTrace},
+                                                 {"quiet", LogLevel::kQuiet}});
   }
   if (const auto value = read("NEURON_RT_LOG_LOCATION")) {
-    settings.log_location =
-        parse_choice<LogLocation>("NEURON_RT_LOG_LOCATION", *value,
-                                  {{"console", LogLocation::kConsole},
-                                   {"syslog", LogLocation::kSyslog}});
+    settings.log_location = parse_choice<LogLocation>(
+        "NEURON_RT_LOG_LOCATION", *value,
+        {{"console", LogLocation::kConsole}, {"syslog", LogLocation::kSyslog}});
   }
   return settings;
 }
@@ -108,6 +106,8 @@ bool native_code_allowed() {
   return parse_choice<bool>("NEURON_EXT_NATIVE_CODE", *value, {{"allow", true}, {"deny", false}});
 }
 
-bool validate_hash() { return parse_bool("NEURON_RT_VALIDATE_HASH", false); }
+bool validate_hash() {
+  return parse_bool("NEURON_RT_VALIDATE_HASH", false);
+}
 
 }  // namespace neuron::runtime

@@ -11,8 +11,8 @@ namespace neuron::runtime {
 namespace {
 
 std::string what_exists(int32_t device_cores) {
-  return message("this machine has ", device_cores, device_cores == 1 ? " core" : " cores",
-                 " (0-", device_cores - 1, ")");
+  return message("this machine has ", device_cores, device_cores == 1 ? " core" : " cores", " (0-",
+                 device_cores - 1, ")");
 }
 
 [[noreturn]] void reject(const std::string& text, const std::string& why, int32_t device_cores) {
@@ -42,8 +42,9 @@ std::vector<std::string> split(const std::string& text, char separator) {
 /// NEURON_RT_NUM_CORES: a contiguous run of free cores, else any free ones.
 VisibleCores reserve_free(int32_t count, int32_t device_cores, const std::string& device_name) {
   if (count > device_cores) {
-    throw std::runtime_error(message("NEURON_RT_NUM_CORES=", count, " asks for more than there are: ",
-                                     what_exists(device_cores), "; ask for fewer, or unset it"));
+    throw std::runtime_error(message("NEURON_RT_NUM_CORES=", count,
+                                     " asks for more than there are: ", what_exists(device_cores),
+                                     "; ask for fewer, or unset it"));
   }
   CoreLock lock(device_name);
   for (int32_t start = 0; start + count <= device_cores; ++start) {
@@ -53,7 +54,8 @@ VisibleCores reserve_free(int32_t count, int32_t device_cores, const std::string
   }
   std::vector<int32_t> taken;
   std::vector<std::string> holders;
-  for (int32_t core = 0; core < device_cores && static_cast<int32_t>(taken.size()) < count; ++core) {
+  for (int32_t core = 0; core < device_cores && static_cast<int32_t>(taken.size()) < count;
+       ++core) {
     if (const auto holder = lock.take({core})) {
       holders.push_back(holder->describe());
     } else {
@@ -121,10 +123,9 @@ VisibleCores find_visible_cores(const Settings& settings, int32_t device_cores,
     if (const auto holder = lock.take(cores)) {
       throw std::runtime_error(message(
           holder->describe(), "; ",
-          settings.visible_cores
-              ? message("this process asks for it by NEURON_RT_VISIBLE_CORES='",
-                        *settings.visible_cores, "'")
-              : std::string("this process asks for all by NEURON_EXT_EXCLUSIVE"),
+          settings.visible_cores ? message("this process asks for it by NEURON_RT_VISIBLE_CORES='",
+                                           *settings.visible_cores, "'")
+                                 : std::string("this process asks for all by NEURON_EXT_EXCLUSIVE"),
           ": stop that process, or choose other cores"));
     }
   }

@@ -30,8 +30,8 @@ class Finder {
  private:
   // Lists of numbers and tensors can be long and hold nothing.
   static bool may_hold(c10::ArrayRef<c10::IValue> list) {
-    return !list.empty() && (list[0].isObject() || list[0].isTuple() || list[0].isList() ||
-                             list[0].isGenericDict());
+    return !list.empty() &&
+           (list[0].isObject() || list[0].isTuple() || list[0].isList() || list[0].isGenericDict());
   }
 
   void visit_object(const c10::IValue& value) {
@@ -50,9 +50,10 @@ class Finder {
 
   void visit_method(torch::jit::Function& method) {
     if (!seen_.insert(&method).second) return;
-    // A graph that is not made yet would be made here, by compiling its source: freezing, which hides
-    // subgraphs in constants, has made it.
-    if (const auto* function = torch::jit::tryToGraphFunction(method)) visit_block(*function->graph()->block());
+    // A graph that is not made yet would be made here, by compiling its source: freezing, which
+    // hides subgraphs in constants, has made it.
+    if (const auto* function = torch::jit::tryToGraphFunction(method))
+      visit_block(*function->graph()->block());
   }
 
   void visit_block(const torch::jit::Block& block) {

@@ -8,9 +8,9 @@
 
 namespace neuron::subgraph {
 
-/// Every subgraph that `value` holds, each once, in the order of attributes: in attributes of a module
-/// and its submodules, inside lists, tuples and dicts, and among the constants of methods, where
-/// `torch.jit.freeze` puts them.
+/// Every subgraph that `value` holds, each once, in the order of attributes: in attributes of a
+/// module and its submodules, inside lists, tuples and dicts, and among the constants of methods,
+/// where `torch.jit.freeze` puts them.
 std::vector<SubgraphHandle> find_subgraphs(const c10::IValue& value);
 
 }  // namespace neuron::subgraph

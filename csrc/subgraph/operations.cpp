@@ -26,7 +26,9 @@ Placement make_placement(int64_t start_nc, int64_t nc_count) {
   return placement;
 }
 
-Placement all_cores() { return {0, Runtime::get().core_count()}; }
+Placement all_cores() {
+  return {0, Runtime::get().core_count()};
+}
 
 void move(const Subgraphs& subgraphs, const Placement& placement) {
   // Two callers that move the same subgraphs take them in the same order, so neither waits for the
@@ -109,10 +111,16 @@ int64_t enter_neuron_cores_context(int64_t start_nc, int64_t nc_count) {
   return enter_placement_context(make_placement(start_nc, nc_count));
 }
 
-int64_t enter_multicore_context() { return enter_placement_context(all_cores()); }
+int64_t enter_multicore_context() {
+  return enter_placement_context(all_cores());
+}
 
-int64_t visible_core_count() { return Runtime::get().core_count(); }
+int64_t visible_core_count() {
+  return Runtime::get().core_count();
+}
 
-std::vector<CoreStats> core_stats() { return Runtime::get().stats(); }
+std::vector<CoreStats> core_stats() {
+  return Runtime::get().stats();
+}
 
 }  // namespace neuron::subgraph

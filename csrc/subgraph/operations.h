@@ -10,8 +10,8 @@
 
 namespace neuron::subgraph {
 
-/// What the public functions do, over the subgraphs of a module. Both the TorchScript ops and the C++
-/// functions call these. Contracts stand with those: include/neuron_ext/*.h.
+/// What the public functions do, over the subgraphs of a module. Both the TorchScript ops and the
+/// C++ functions call these. Contracts stand with those: include/neuron_ext/*.h.
 using Subgraphs = std::vector<SubgraphHandle>;
 
 std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs,

@@ -19,7 +19,9 @@ void set_neuron_cores(torch::jit::Module& module, int32_t start_nc, int32_t nc_c
   subgraph::set_neuron_cores(subgraphs_of(module), start_nc, nc_count);
 }
 
-void set_multicore(torch::jit::Module& module) { subgraph::set_multicore(subgraphs_of(module)); }
+void set_multicore(torch::jit::Module& module) {
+  subgraph::set_multicore(subgraphs_of(module));
+}
 
 NeuronCoresGuard::NeuronCoresGuard(int32_t start_nc, int32_t nc_count)
     : token_(subgraph::enter_neuron_cores_context(start_nc, nc_count)) {}
@@ -52,10 +54,16 @@ bool wait(const torch::jit::Module& module, std::optional<std::chrono::duration<
   return subgraph::wait(subgraphs_of(module), seconds);
 }
 
-void unload(torch::jit::Module& module) { subgraph::unload(subgraphs_of(module)); }
+void unload(torch::jit::Module& module) {
+  subgraph::unload(subgraphs_of(module));
+}
 
-int32_t visible_core_count() { return static_cast<int32_t>(subgraph::visible_core_count()); }
+int32_t visible_core_count() {
+  return static_cast<int32_t>(subgraph::visible_core_count());
+}
 
-std::vector<CoreStats> core_stats() { return subgraph::core_stats(); }
+std::vector<CoreStats> core_stats() {
+  return subgraph::core_stats();
+}
 
 }  // namespace neuron

@@ -77,7 +77,8 @@ std::vector<TensorSpec> read_specs(const StateReader& reader, const std::string&
   if (kind == "input") check_length(kind + "_names", names.size(), dtypes.size());
   std::vector<TensorSpec> specs;
   for (size_t i = 0; i < dtypes.size(); ++i) {
-    TensorSpec spec{i < names.size() ? names[i] : "", parse_dtype(dtypes_field, dtypes[i]), shapes[i]};
+    TensorSpec spec{i < names.size() ? names[i] : "", parse_dtype(dtypes_field, dtypes[i]),
+                    shapes[i]};
     // A dense row-major tensor: its strides are products of its sizes.
     std::vector<int64_t> strides(spec.shape.size());
     int64_t stride = 1;
@@ -120,7 +121,8 @@ std::vector<ConstantSpec> read_constants(const StateReader& reader, const at::Te
   check_length("constant_ranks", ranks.size(), count);
   check_length("constant_opaque_sizes", opaque_sizes.size(), count);
   const auto shapes = split_by_rank("constant_shapes", reader.integers("constant_shapes"), ranks);
-  const auto strides = split_by_rank("constant_strides", reader.integers("constant_strides"), ranks);
+  const auto strides =
+      split_by_rank("constant_strides", reader.integers("constant_strides"), ranks);
   const at::Tensor opaque = reader.bytes("constants_opaque");
   const int64_t opaque_length = opaque.defined() ? opaque.numel() : 0;
   const int64_t weights_length = weights.defined() ? weights.numel() : 0;
@@ -128,9 +130,15 @@ std::vector<ConstantSpec> read_constants(const StateReader& reader, const at::Te
   std::vector<ConstantSpec> constants;
   int64_t opaque_at = 0;
   for (size_t i = 0; i < count; ++i) {
-    ConstantSpec constant{names[i],   fqns[i],  parse_dtype("constant_dtypes", dtypes[i]),
-                          parse_layout(layouts[i]), offsets[i], sizes[i],
-                          shapes[i],  strides[i], {}};
+    ConstantSpec constant{names[i],
+                          fqns[i],
+                          parse_dtype("constant_dtypes", dtypes[i]),
+                          parse_layout(layouts[i]),
+                          offsets[i],
+                          sizes[i],
+                          shapes[i],
+                          strides[i],
+                          {}};
     if (constant.offset < 0 || constant.size < 0 || constant.offset > weights_length ||
         constant.size > weights_length - constant.offset) {
       StateReader::reject("constant_offsets", "puts constant '", constant.name, "' at ",
@@ -138,7 +146,8 @@ std::vector<ConstantSpec> read_constants(const StateReader& reader, const at::Te
                           weights_length, " bytes");
     }
     if (constant.layout == at::kStrided &&
-        extent(constant.shape, constant.strides, c10::elementSize(constant.dtype)) > constant.size) {
+        extent(constant.shape, constant.strides, c10::elementSize(constant.dtype)) >
+            constant.size) {
       StateReader::reject("constant_shapes", "makes constant '", constant.name,
                           "' larger than its ", constant.size, " bytes");
     }
@@ -190,7 +199,7 @@ const std::string& dtype_name(at::ScalarType dtype) {
     for (int8_t i = 0; i < static_cast<int8_t>(at::ScalarType::NumOptions); ++i) {
       const auto type = static_cast<at::ScalarType>(i);
       all.emplace_back(type == at::ScalarType::Undefined ? "undefined"
-                                                        : c10::getDtypeNames(type).first);
+                                                         : c10::getDtypeNames(type).first);
     }
     return all;
   }());
@@ -220,7 +229,8 @@ Decoded decode(const State& state) {
   executable->mutated_inputs = reader.integers("mutated_inputs");
   for (const int64_t index : executable->mutated_inputs) {
     if (index < 0 || index >= static_cast<int64_t>(executable->inputs.size())) {
-      StateReader::reject("mutated_inputs", "names input ", index, " of ", executable->inputs.size());
+      StateReader::reject("mutated_inputs", "names input ", index, " of ",
+                          executable->inputs.size());
     }
   }
   executable->requirements = {reader.text_or_empty("arch"), reader.texts("cpu_features"),
@@ -310,9 +320,9 @@ State encode(const Executable& executable, const Wishes& wishes) {
   int_lists.insert("constant_strides", strides);
   int_lists.insert("constant_opaque_sizes", opaque_sizes);
   if (!opaque.empty()) {
-    tensors.insert("constants_opaque",
-                   at::from_blob(opaque.data(), {static_cast<int64_t>(opaque.size())}, at::kByte)
-                       .clone());
+    tensors.insert(
+        "constants_opaque",
+        at::from_blob(opaque.data(), {static_cast<int64_t>(opaque.size())}, at::kByte).clone());
   }
 
   if (executable.code.defined()) {

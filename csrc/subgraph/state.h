@@ -21,9 +21,9 @@ struct Wishes {
   Placement placement{};
 };
 
-/// What `__getstate__` gives and `__setstate__` takes; docs/state_format.md describes it. The version
-/// comes first and is judged before anything else is read; the bags have named, typed fields, of which
-/// readers ignore those they do not know.
+/// What `__getstate__` gives and `__setstate__` takes; docs/state_format.md describes it. The
+/// version comes first and is judged before anything else is read; the bags have named, typed
+/// fields, of which readers ignore those they do not know.
 using State = std::tuple<int64_t,                                         // version
                          c10::Dict<std::string, int64_t>,                 // ints
                          c10::Dict<std::string, std::string>,             // strings

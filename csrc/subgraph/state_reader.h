@@ -17,9 +17,10 @@ class StateReader {
 
   template <typename... Args>
   [[noreturn]] static void reject(const std::string& field, const Args&... why) {
-    throw std::runtime_error(message("the saved subgraph is damaged or was not written by neuron_ext: "
-                                     "field '",
-                                     field, "' ", why...));
+    throw std::runtime_error(
+        message("the saved subgraph is damaged or was not written by neuron_ext: "
+                "field '",
+                field, "' ", why...));
   }
 
   int64_t integer(const std::string& field, int64_t unset, int64_t least, int64_t most) const;

@@ -38,7 +38,9 @@ void Subgraph::set_dynamic_batch(bool enable) {
   wishes_.dynamic_batch = enable;
 }
 
-Placement Subgraph::effective_placement() const { return context_.value_or(wishes_.placement); }
+Placement Subgraph::effective_placement() const {
+  return context_.value_or(wishes_.placement);
+}
 
 void Subgraph::begin(Activity activity) {
   while (activity_ != Activity::kNone) changed_.wait(mutex_);
@@ -262,10 +264,12 @@ Subgraph::Move::Move(std::shared_ptr<Subgraph> subgraph, const Placement& placem
     replicas_ = ReplicaSet::load(Runtime::get(), subgraph_->executable_, placement);
   } catch (...) {
     Failure failure = current_failure();
-    failure.text = message(
-        failure.text, " (subgraph '", subgraph_->executable_->name, "' was to move to ",
-        to_string(placement), "; it ",
-        before != nullptr ? message("still runs on cores ", join(before->cores())) : "is not loaded", ")");
+    failure.text =
+        message(failure.text, " (subgraph '", subgraph_->executable_->name, "' was to move to ",
+                to_string(placement), "; it ",
+                before != nullptr ? message("still runs on cores ", join(before->cores()))
+                                  : "is not loaded",
+                ")");
     {
       MutexLock lock(subgraph_->mutex_);
       subgraph_->end();

@@ -89,7 +89,8 @@ class Subgraph : public std::enable_shared_from_this<Subgraph> {
   std::optional<Failure> failure_ GUARDED_BY(mutex_);
 };
 
-/// A move under way: loaded on the new cores, not yet published. Without `commit` all stays as it was.
+/// A move under way: loaded on the new cores, not yet published. Without `commit` all stays as it
+/// was.
 class Subgraph::Move {
  public:
   /// Waits for other activity, then loads.

@@ -29,8 +29,8 @@ TEST(ParseCoreList, ReadsSinglesRangesAndMixesInTheOrderWritten) {
 }
 
 TEST(ParseCoreList, RejectsJunkQuotingItAndWhatExists) {
-  for (const char* junk : {"", " ", "a", "1,", ",1", "1-", "-1", "3-1", "1-2-3", "8", "0-8", "1,1", "0-2,1",
-                           "1.5", "0x1", "99999999999999999999", "1;2"}) {
+  for (const char* junk : {"", " ", "a", "1,", ",1", "1-", "-1", "3-1", "1-2-3", "8", "0-8", "1,1",
+                           "0-2,1", "1.5", "0x1", "99999999999999999999", "1;2"}) {
     try {
       parse_core_list(junk, 8);
       ADD_FAILURE() << "accepted '" << junk << "'";
@@ -107,7 +107,8 @@ TEST(CpuTopology, FindsAtLeastOneCpu) {
 
 TEST(Sha256, AgreesWithTheStandardsExamples) {
   EXPECT_EQ(sha256_hex("", 0), "e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855");
-  EXPECT_EQ(sha256_hex("abc", 3), "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
+  EXPECT_EQ(sha256_hex("abc", 3),
+            "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
   const std::string two_blocks = "abcdbcdecdefdefgefghfghighijhijkijkljklmklmnlmnomnopnopq";
   EXPECT_EQ(sha256_hex(two_blocks.data(), two_blocks.size()),
             "248d6a61d20638b8e5c026930c3e6039a33ce45964ff2167f6ecedd419db06c1");

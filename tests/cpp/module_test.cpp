@@ -36,8 +36,8 @@ class ModuleTest : public ::testing::Test {
     return module;
   }
 
-  /// forward(x) = neuron_ext::forward([x], self.subgraph)[0]. Built by hand: source given to `define`
-  /// knows no ops but torch's own.
+  /// forward(x) = neuron_ext::forward([x], self.subgraph)[0]. Built by hand: source given to
+  /// `define` knows no ops but torch's own.
   static void define_forward(torch::jit::Module& module) {
     const auto graph = std::make_shared<torch::jit::Graph>();
     torch::jit::Value* self = graph->addInput("self")->setType(module._ivalue()->type());

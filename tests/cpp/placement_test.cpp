@@ -54,7 +54,7 @@ TEST(CheckPlacement, AcceptsWhatFits) {
 
 TEST(CheckPlacement, NamesTheValueTheVisibleCoresAndTheRemedy) {
   const std::vector<std::pair<Placement, std::string>> cases = {
-      {{0, 0}, "nc_count=0"},  {{0, -2}, "nc_count=-2"},  {{0, 5}, "nc_count=5"},
+      {{0, 0}, "nc_count=0"},   {{0, -2}, "nc_count=-2"},  {{0, 5}, "nc_count=5"},
       {{-2, 1}, "start_nc=-2"}, {{4, 1}, "start_nc=4"},    {{99, -1}, "start_nc=99"},
       {{3, 2}, "start_nc=3"},   {{-1, 99}, "nc_count=99"},
   };

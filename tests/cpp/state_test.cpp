@@ -31,13 +31,23 @@ Executable inductor_executable() {
   executable.weights_checksum = runtime::quick_checksum(executable.weights);
   executable.constants = {
       {"w", "net.weight", at::kFloat, at::kStrided, 0, 64, {4, 4}, {1, 4}, {}},
-      {"_frozen_param0", "_frozen_param0", at::kFloat, at::kMkldnn, 64, 128, {2, 2}, {2, 0}, {1, 2, 3}},
+      {"_frozen_param0",
+       "_frozen_param0",
+       at::kFloat,
+       at::kMkldnn,
+       64,
+       128,
+       {2, 2},
+       {2, 0},
+       {1, 2, 3}},
       {"scalar", "scalar", at::kLong, at::kStrided, 184, 8, {}, {}, {}},
   };
   return executable;
 }
 
-State good_state() { return encode(inductor_executable(), {true, false, true, {1, 2}}); }
+State good_state() {
+  return encode(inductor_executable(), {true, false, true, {1, 2}});
+}
 
 TEST(State, DecodesToWhatWasEncoded) {
   const auto [executable, wishes] = decode(good_state());
@@ -140,7 +150,9 @@ struct BadField {
   std::function<void(State&)> damage;
 };
 
-void PrintTo(const BadField& bad, std::ostream* out) { *out << bad.field; }
+void PrintTo(const BadField& bad, std::ostream* out) {
+  *out << bad.field;
+}
 
 class StateWithABadField : public ::testing::TestWithParam<BadField> {};
 
@@ -183,8 +195,8 @@ INSTANTIATE_TEST_SUITE_P(
         ints("input_ranks", {2}), ints("input_ranks", {2, -1}, "input_shapes"),
         ints("input_ranks", {2, 1000}, "input_shapes"), ints("input_shapes", {2}),
         ints("input_shapes", {2, 3, 4}), ints("input_shapes", {2, -3}),
-        ints("input_shapes", {int64_t{1} << 40, int64_t{1} << 40}),
-        strings("input_names", {"x"}), strings("input_dtypes", {"float32", "float31"}),
+        ints("input_shapes", {int64_t{1} << 40, int64_t{1} << 40}), strings("input_names", {"x"}),
+        strings("input_dtypes", {"float32", "float31"}),
         strings("output_dtypes", {}, "output_ranks"), ints("mutated_inputs", {2}),
         ints("mutated_inputs", {-1}), without<5>("code"), set<5>("code", at::zeros({4})),
         set<5>("code", at::zeros({2, 2}, at::kByte)),

@@ -315,7 +315,8 @@ TEST_F(SubgraphTest, WrongInputsAreNamedBeforeAnythingRuns) {
   };
   EXPECT_TRUE(contains(refusal({}), "takes 1 input tensors (x), got 0"));
   EXPECT_TRUE(contains(refusal({at::zeros({2}), at::zeros({2})}), "got 2"));
-  EXPECT_TRUE(contains(refusal({at::zeros({3})}), "shape [2] on cpu, got a float32 tensor of shape [3]"));
+  EXPECT_TRUE(
+      contains(refusal({at::zeros({3})}), "shape [2] on cpu, got a float32 tensor of shape [3]"));
   EXPECT_TRUE(contains(refusal({at::zeros({2, 1})}), "got a float32 tensor of shape [2, 1]"));
   EXPECT_TRUE(contains(refusal({at::zeros({2}, at::kDouble)}), "got a float64 tensor"));
   EXPECT_TRUE(contains(refusal({at::zeros({2}, at::kMeta)}), "on meta"));
@@ -336,7 +337,8 @@ TEST_F(SubgraphTest, NonContiguousInputsArriveDense) {
 
 TEST_F(SubgraphTest, AnInferenceThatThrowsFailsItsCallerOnly) {
   const auto handle = from_file();
-  stub_->on_execute = [](int32_t, const std::vector<at::Tensor>& inputs) -> std::vector<at::Tensor> {
+  stub_->on_execute = [](int32_t,
+                         const std::vector<at::Tensor>& inputs) -> std::vector<at::Tensor> {
     if (inputs[0][0].item<float>() < 0) throw std::runtime_error("negative");
     return inputs;
   };

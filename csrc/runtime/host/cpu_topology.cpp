@@ -37,7 +37,8 @@ std::string read_file(const std::string& path) {
   return text.str();
 }
 
-/// The smallest grant on the way from this process's cgroup to the root (version 2), or version 1's.
+/// The smallest grant on the way from this process's cgroup to the root (version 2), or version
+/// 1's.
 std::optional<int32_t> cgroup_grant() {
   std::optional<int32_t> least;
   const auto consider = [&](std::optional<int32_t> grant) {

@@ -50,12 +50,15 @@ std::unique_ptr<Replica> HostBackend::load(const std::shared_ptr<const Executabl
     case Format::kNeff:
       break;
   }
-  throw std::runtime_error(message("subgraph '", executable->name,
-                                   "' is a NEFF, which needs real NeuronCores; this process runs on the "
-                                   "host runtime"));
+  throw std::runtime_error(
+      message("subgraph '", executable->name,
+              "' is a NEFF, which needs real NeuronCores; this process runs on the "
+              "host runtime"));
 }
 
-void HostBackend::adopt_core_thread(int32_t core) { pin_this_thread(shares_[core]); }
+void HostBackend::adopt_core_thread(int32_t core) {
+  pin_this_thread(shares_[core]);
+}
 
 bool HostBackend::may_borrow_thread(int32_t core) const {
   // With more than one CPU, every borrowed thread would bring its own team of OpenMP threads.

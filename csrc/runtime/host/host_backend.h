@@ -40,7 +40,9 @@ class HostBackend final : public Backend {
         GUARDED_BY(mutex_);
   };
 
-  int32_t intra_op_threads(int32_t core) const { return static_cast<int32_t>(shares_[core].size()); }
+  int32_t intra_op_threads(int32_t core) const {
+    return static_cast<int32_t>(shares_[core].size());
+  }
 
   const std::vector<std::vector<int32_t>> shares_;
   Shared<InductorProgram> inductor_;

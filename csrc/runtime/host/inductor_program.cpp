@@ -61,8 +61,8 @@ void check(const Api& api, AOTIRuntimeError error, const char* what) {
   if (error == AOTI_RUNTIME_SUCCESS) return;
   const char* reason = nullptr;
   api.last_error(&reason);
-  throw std::runtime_error(
-      message("native code failed while ", what, ": ", reason != nullptr ? reason : "no reason given"));
+  throw std::runtime_error(message("native code failed while ", what, ": ",
+                                   reason != nullptr ? reason : "no reason given"));
 }
 
 /// A tensor over `constant`'s bytes of `weights`.
@@ -76,8 +76,8 @@ at::Tensor make_constant(const at::Tensor& weights, const ConstantSpec& constant
       static_cast<int32_t>(constant.layout), constant.opaque.data(),
       static_cast<int64_t>(constant.opaque.size()));
   if (error != AOTI_TORCH_SUCCESS) {
-    throw std::runtime_error(
-        message("constant '", constant.name, "' of the subgraph cannot be made out of its weights"));
+    throw std::runtime_error(message("constant '", constant.name,
+                                     "' of the subgraph cannot be made out of its weights"));
   }
   at::Tensor tensor = std::move(*tensor_handle_to_tensor_pointer(handle));
   aoti_torch_delete_tensor_object(handle);
@@ -168,10 +168,11 @@ class InductorReplica final : public Replica {
     const Executable& executable = program_->executable();
     if (inputs != executable.inputs.size() || outputs != executable.outputs.size() ||
         constants != executable.constants.size()) {
-      throw std::runtime_error(message(
-          "the native code takes ", inputs, " inputs, ", constants, " constants and gives ", outputs,
-          " outputs, but the subgraph's specification says ", executable.inputs.size(), ", ",
-          executable.constants.size(), " and ", executable.outputs.size(), ": the file is damaged"));
+      throw std::runtime_error(
+          message("the native code takes ", inputs, " inputs, ", constants, " constants and gives ",
+                  outputs, " outputs, but the subgraph's specification says ",
+                  executable.inputs.size(), ", ", executable.constants.size(), " and ",
+                  executable.outputs.size(), ": the file is damaged"));
     }
   }
 
@@ -180,9 +181,9 @@ class InductorReplica final : public Replica {
     std::vector<AOTInductorConstantMapEntry> entries;
     for (size_t i = 0; i < executable.constants.size(); ++i) {
       // The container borrows the tensors; the program keeps them.
-      entries.push_back({executable.constants[i].name.c_str(),
-                         reinterpret_cast<AtenTensorHandle>(
-                             const_cast<at::Tensor*>(&program_->constants()[i]))});
+      entries.push_back(
+          {executable.constants[i].name.c_str(),
+           reinterpret_cast<AtenTensorHandle>(const_cast<at::Tensor*>(&program_->constants()[i]))});
     }
     if (entries.empty()) return;
     check(api(),

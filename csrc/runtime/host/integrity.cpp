@@ -12,9 +12,10 @@ namespace neuron::runtime::host {
 namespace {
 
 [[noreturn]] void reject(const Executable& executable, const char* what) {
-  throw std::runtime_error(message("the ", what, " of subgraph '", executable.name,
-                                   "' is damaged: its bytes do not have the digest saved with them; "
-                                   "get the file again, or trace again"));
+  throw std::runtime_error(
+      message("the ", what, " of subgraph '", executable.name,
+              "' is damaged: its bytes do not have the digest saved with them; "
+              "get the file again, or trace again"));
 }
 
 void check_sha256(const Executable& executable, const char* what, const at::Tensor& bytes,

@@ -58,10 +58,11 @@ Format choose_format(const Executable& executable) {
                                     "' runs its portable graph, not its native code: ", reason));
     return Format::kTorchScript;
   }
-  throw std::runtime_error(message(
-      "subgraph '", executable.name, "' has native code that cannot run here: ", reason,
-      ". It carries no portable graph to fall back on: trace it again on such a machine as this, or "
-      "with compiler=\"torchscript\", or with compiler_args=\"--portable-graph\""));
+  throw std::runtime_error(
+      message("subgraph '", executable.name, "' has native code that cannot run here: ", reason,
+              ". It carries no portable graph to fall back on: trace it again on such a machine as "
+              "this, or "
+              "with compiler=\"torchscript\", or with compiler_args=\"--portable-graph\""));
 }
 
 }  // namespace neuron::runtime::host

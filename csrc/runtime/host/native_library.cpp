@@ -33,8 +33,8 @@ class AnonymousFile {
       if (fd_ >= 0) return;
     }
     throw std::runtime_error(message("native code cannot be mapped: memfd_create says '", first,
-                                     "', and no nameless file can be made in ", join(folders), " ('",
-                                     std::strerror(errno), "')"));
+                                     "', and no nameless file can be made in ", join(folders),
+                                     " ('", std::strerror(errno), "')"));
   }
   ~AnonymousFile() { ::close(fd_); }
   AnonymousFile(const AnonymousFile&) = delete;
@@ -91,8 +91,9 @@ void* map_native_library(const at::Tensor& code, const std::string& sha256) {
   void* handle = ::dlopen(unique_path(file.fd(), ++serial).c_str(), RTLD_NOW | RTLD_LOCAL);
   if (handle == nullptr) {
     const char* reason = ::dlerror();
-    throw std::runtime_error(message("native code cannot be mapped: ",
-                                     reason != nullptr ? reason : "the dynamic linker gave no reason"));
+    throw std::runtime_error(
+        message("native code cannot be mapped: ",
+                reason != nullptr ? reason : "the dynamic linker gave no reason"));
   }
   mapped.emplace(sha256, handle);
   return handle;

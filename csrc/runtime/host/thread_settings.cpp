@@ -10,7 +10,8 @@
 #include "common/log.h"
 #include "common/message.h"
 
-// MKL is inside libtorch_cpu on x86; elsewhere the symbol is absent. 0 means "as the process has it".
+// MKL is inside libtorch_cpu on x86; elsewhere the symbol is absent. 0 means "as the process has
+// it".
 extern "C" int MKL_Set_Num_Threads_Local(int) __attribute__((weak));
 
 namespace neuron::runtime::host {
@@ -22,10 +23,9 @@ int32_t set_mkl_threads(int32_t threads) {
 
 }  // namespace
 
-// at::set_num_threads would change the default of every thread that starts later, so the settings of
-// this thread alone are changed, below ATen.
-CoreScope::CoreScope(int32_t intra_op_threads)
-    : no_autocast_(c10::autocast_dispatch_keyset) {
+// at::set_num_threads would change the default of every thread that starts later, so the settings
+// of this thread alone are changed, below ATen.
+CoreScope::CoreScope(int32_t intra_op_threads) : no_autocast_(c10::autocast_dispatch_keyset) {
   // ATen sets a thread's number of threads at that thread's first parallel loop; let that be past.
   at::internal::lazy_init_num_threads();
   omp_threads_before_ = omp_get_max_threads();

@@ -68,8 +68,9 @@ class TorchScriptReplica final : public Replica {
       }
     }
     if (outputs.size() != program_->executable_->outputs.size()) {
-      throw std::runtime_error(message("the portable graph gave ", outputs.size(), " outputs instead of ",
-                                       program_->executable_->outputs.size(), ": the file is damaged"));
+      throw std::runtime_error(
+          message("the portable graph gave ", outputs.size(), " outputs instead of ",
+                  program_->executable_->outputs.size(), ": the file is damaged"));
     }
     return outputs;
   }
