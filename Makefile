@@ -102,8 +102,16 @@ demo: setup
 	@$(CMAKE) --build build/examples --parallel $(MAX_JOBS)
 	@build/examples/sentence_encoder
 
+# The files with locks, for clang's -Wthread-safety: what GUARDED_BY and REQUIRES say is checked there.
+LOCKING := $(shell grep -lE 'Mutex|GUARDED_BY|REQUIRES' -r csrc --include='*.cpp')
+TORCH_INCLUDES = $(shell $(PY) -c 'import importlib.util as u; r = u.find_spec("torch").submodule_search_locations[0] + "/include"; print("-isystem", r, "-isystem", r + "/torch/csrc/api/include")')
+
 lint: $(VENV)/.dev
 	@echo "== lint"
+	@scripts/system_packages.sh --with-clang
+	@for file in $(LOCKING); do \
+	  clang++ -std=c++20 -fsyntax-only -Wall -Wextra -Wthread-safety -Werror -Icsrc -Icsrc/include \
+	    $(TORCH_INCLUDES) $$file || exit 1; done
 	@$(BIN)/ruff check $(PYTHON_FILES)
 	@$(BIN)/ruff format --check $(PYTHON_FILES)
 	@$(BIN)/mypy

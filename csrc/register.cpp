@@ -71,6 +71,7 @@ TORCH_LIBRARY(neuron_ext, m) {
   m.def("enter_neuron_cores_context", subgraph::enter_neuron_cores_context);
   m.def("enter_multicore_context", subgraph::enter_multicore_context);
   m.def("exit_context", exit_placement_context);
+  m.def("prepare_exit", subgraph::prepare_exit);
   m.def("visible_core_count", subgraph::visible_core_count);
   m.def("core_stats", core_stats);
 }

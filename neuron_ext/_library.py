@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ def load_library() -> Any:
             f"{LIBRARY} does not load with torch {torch.__version__}: {error}. It runs with the "
             "torch that it was built against; build neuron_ext again with the installed torch"
         ) from error
+    # Python runs this after non-daemon threads have ended, and before it tears itself down.
+    atexit.register(torch.ops.neuron_ext.prepare_exit)
     return torch.ops.neuron_ext
 
 

@@ -20,6 +20,7 @@ namespace {
 
 std::atomic<Runtime*> process_runtime{nullptr};
 std::atomic<bool> forked_child{false};
+std::atomic<pid_t> closing_thread{0};  // set at exit
 Mutex making;
 
 std::unique_ptr<Backend> make_backend(const Settings& settings) {
@@ -81,6 +82,10 @@ Runtime& Runtime::get() {
   return *runtime;
 }
 
+bool Runtime::exists() {
+  return process_runtime.load(std::memory_order_acquire) != nullptr;
+}
+
 bool Runtime::lost_by_fork() {
   return forked_child.load(std::memory_order_relaxed);
 }
@@ -136,14 +141,23 @@ std::vector<CoreStats> Runtime::stats() const {
   return all;
 }
 
-/// Native code must not compute while the libraries under it are being torn down. Threads that wait
-/// are left alone: they end with the process.
-void Runtime::stop_at_exit(int status, void* /*unused*/) {
+bool Runtime::close_until(CondVar::Clock::time_point deadline) {
+  if (!exists() || lost_by_fork()) return true;
   Runtime* runtime = process_runtime.load();
-  if (runtime == nullptr || forked_child.load()) return;
+  closing_thread.store(::gettid());
+  return runtime->loader_.stop_until(deadline) && runtime->scheduler_.close_until(deadline);
+}
+
+void ExitGate::pass() {
+  const pid_t closing = closing_thread.load(std::memory_order_relaxed);
+  if (closing == 0 || closing == ::gettid()) return;
+  for (;;) ::pause();
+}
+
+/// Native code must not compute while the libraries under it are being torn down.
+void Runtime::stop_at_exit(int status, void* /*unused*/) {
   constexpr auto kPatience = std::chrono::seconds(10);
-  const auto deadline = CondVar::Clock::now() + kPatience;
-  if (runtime->loader_.stop_until(deadline) && runtime->scheduler_.close_until(deadline)) return;
+  if (close_until(CondVar::Clock::now() + kPatience)) return;
   log(LogLevel::kError, "a load or an inference still runs at exit; leaving without it");
   std::fflush(nullptr);
   ::_exit(status);

@@ -32,6 +32,18 @@ class CoreClaim {
   int32_t count_;
 };
 
+/// Where threads from outside enter and leave; see Runtime::close_until.
+class ExitGate {
+ public:
+  ExitGate() { pass(); }
+  ~ExitGate() { pass(); }
+  ExitGate(const ExitGate&) = delete;
+  ExitGate& operator=(const ExitGate&) = delete;
+
+ private:
+  static void pass();
+};
+
 /// Owns the cores of this process: the backend, the scheduler, the loader threads, and which core
 /// carries how many replicas. One per process, made at first need and never destroyed, because
 /// threads and static objects of others may use it until the very end. Thread-safe.
@@ -41,6 +53,9 @@ class Runtime {
   /// @throws std::runtime_error if that fails (the next call tries again), or in a forked child of
   /// a process that had made one.
   static Runtime& get();
+
+  /// Whether `get` has made a runtime in this process, or in the one it was forked from.
+  static bool exists();
 
   /// Whether this process was forked from one that had made a runtime: threads and cores did not
   /// come along, and locks may be held by threads that are not there.
@@ -57,6 +72,12 @@ class Runtime {
   ~Runtime() = default;
   Runtime(const Runtime&) = delete;
   Runtime& operator=(const Runtime&) = delete;
+
+  /// For the end of the process. Loads and inferences under way are waited for, at most until
+  /// `deadline`; those not begun never begin. Threads other than the calling one that are in, or
+  /// come to, an `ExitGate` stay there for ever, and end with the process: returned to Python they
+  /// would find an interpreter that is gone. Returns whether all ended in time.
+  static bool close_until(CondVar::Clock::time_point deadline);
 
   int32_t core_count() const { return static_cast<int32_t>(cores_.global_indices.size()); }
   int32_t global_index(int32_t core) const { return cores_.global_indices[core]; }

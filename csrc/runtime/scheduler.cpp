@@ -100,7 +100,7 @@ void Scheduler::finished(int32_t core_index, Clock::time_point since) {
   ++core.counts.executions;
   core.counts.busy += Clock::now() - since;
   core.silent = false;
-  core.next = pop_oldest(core_index);
+  core.next = closed_ ? nullptr : pop_oldest(core_index);
   if (core.next != nullptr) {
     // The core stays busy; its own thread, which start() made, goes on, whoever held it until now.
     core.wake.notify_one();
@@ -112,7 +112,6 @@ void Scheduler::finished(int32_t core_index, Clock::time_point since) {
 
 std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group) {
   MutexLock lock(mutex_);
-  wait_for_ever_if_closed();
   const int32_t core = take_free_core(group);
   if (core < 0) return std::nullopt;
   return Lease(*this, core, core - group.first_core_);
@@ -131,7 +130,6 @@ void Scheduler::run(Group& group, const std::shared_ptr<Job>& job, Duration time
 /// Gives the job to a free core of the group, or queues it.
 void Scheduler::start(Group& group, const std::shared_ptr<Job>& job) {
   MutexLock lock(mutex_);
-  wait_for_ever_if_closed();
   if (all_silent(group)) {
     throw std::runtime_error(
         "no core of this subgraph answers: an inference ran past NEURON_RT_EXEC_TIMEOUT on each "
@@ -271,10 +269,6 @@ bool Scheduler::close_until(Clock::time_point deadline) {
     idle_.wait_until(mutex_, deadline);
   }
   return true;
-}
-
-void Scheduler::wait_for_ever_if_closed() {
-  while (closed_) idle_.wait(mutex_);
 }
 
 }  // namespace neuron::runtime

@@ -110,8 +110,8 @@ class Scheduler {
   int32_t busy() const;
   int32_t queued() const;
 
-  /// For the end of the process: callers that come from now on wait for ever, and with it. Waits
-  /// until no core computes, at most until `deadline`; returns whether that came.
+  /// For the end of the process: what is queued never begins. Waits until no core computes, at most
+  /// until `deadline`; returns whether that came. Callers that still come are served.
   bool close_until(CondVar::Clock::time_point deadline);
 
  private:
@@ -126,7 +126,6 @@ class Scheduler {
   };
 
   void core_thread(int32_t core_index) EXCLUDES(mutex_);
-  void wait_for_ever_if_closed() REQUIRES(mutex_);
   int32_t take_free_core(Group& group) REQUIRES(mutex_);
   bool all_silent(const Group& group) const REQUIRES(mutex_);
   std::shared_ptr<Job> pop_oldest(int32_t core_index) REQUIRES(mutex_);

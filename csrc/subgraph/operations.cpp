@@ -5,6 +5,7 @@
 #include <limits>
 #include <memory>
 #include <stdexcept>
+#include <thread>
 
 #include "common/message.h"
 #include "placement/context.h"
@@ -31,6 +32,7 @@ Placement all_cores() {
 }
 
 void move(const Subgraphs& subgraphs, const Placement& placement) {
+  const runtime::ExitGate gate;
   // Two callers that move the same subgraphs take them in the same order, so neither waits for the
   // other for ever.
   std::vector<std::shared_ptr<Subgraph>> ordered;
@@ -52,6 +54,7 @@ void move(const Subgraphs& subgraphs, const Placement& placement) {
 std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs,
                                 const SubgraphHandle& subgraph) {
   Runtime::check_not_forked();
+  const runtime::ExitGate gate;
   return subgraph->get()->forward(inputs);
 }
 
@@ -84,6 +87,7 @@ std::vector<SubgraphStatus> status(const Subgraphs& subgraphs) {
 
 bool wait(const Subgraphs& subgraphs, std::optional<double> timeout_seconds) {
   Runtime::check_not_forked();
+  const runtime::ExitGate gate;
   Subgraph::Deadline deadline;
   if (timeout_seconds) {
     if (!(*timeout_seconds >= 0)) {
@@ -104,6 +108,7 @@ bool wait(const Subgraphs& subgraphs, std::optional<double> timeout_seconds) {
 
 void unload(const Subgraphs& subgraphs) {
   Runtime::check_not_forked();
+  const runtime::ExitGate gate;
   for (const auto& subgraph : subgraphs) subgraph->get()->unload();
 }
 
@@ -117,6 +122,18 @@ int64_t enter_multicore_context() {
 
 int64_t visible_core_count() {
   return Runtime::get().core_count();
+}
+
+void prepare_exit() {
+  if (!Runtime::exists() || Runtime::lost_by_fork()) return;
+  // An inference that hangs is dealt with at the exit of the process itself, which has the exit
+  // code.
+  constexpr auto kPatience = std::chrono::seconds(5);
+  Runtime::close_until(CondVar::Clock::now() + kPatience);
+  // Threads that left an op just before are waiting to enter Python again; they need a moment for
+  // it.
+  constexpr auto kMoment = std::chrono::milliseconds(20);
+  std::this_thread::sleep_for(kMoment);
 }
 
 std::vector<CoreStats> core_stats() {

@@ -31,6 +31,10 @@ void unload(const Subgraphs& subgraphs);
 int64_t enter_neuron_cores_context(int64_t start_nc, int64_t nc_count);
 int64_t enter_multicore_context();
 
+/// To be called when Python begins to shut down: its daemon threads must not come back from an op
+/// into an interpreter that is gone, which would abort the process.
+void prepare_exit();
+
 int64_t visible_core_count();
 std::vector<CoreStats> core_stats();
 
