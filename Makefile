@@ -94,13 +94,15 @@ test-python: setup
 
 demo: setup
 	@echo "== demo: Python"
-	@$(PY) examples/python/sentence_encoder.py
+	@$(PY) -u examples/python/sentence_encoder.py --out build/demo
 	@echo "== demo: C++"
 	@prefixes=$$($(PY) -c 'import neuron_ext as n, torch.utils as t; \
 	    print(n.cmake_prefix_path, t.cmake_prefix_path, sep=";")') && \
 	  $(CONFIGURE) -S examples/cpp -B build/examples -DCMAKE_PREFIX_PATH="$$prefixes" >/dev/null
 	@$(CMAKE) --build build/examples --parallel $(MAX_JOBS)
-	@build/examples/sentence_encoder
+	@build/examples/sentence_encoder build/demo
+	@echo "== demo: a pipeline of four models"
+	@$(PY) -u examples/python/diffusion_pipeline.py --out build/demo
 
 # The files with locks, for clang's -Wthread-safety: what GUARDED_BY and REQUIRES say is checked there.
 LOCKING := $(shell grep -lE 'Mutex|GUARDED_BY|REQUIRES' -r csrc --include='*.cpp')
