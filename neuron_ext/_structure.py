@@ -191,8 +191,8 @@ def read_outputs(value: Any) -> tuple[Node, list[torch.Tensor]]:
     node = _read_output(value, "", tensors)
     if not tensors:
         raise ValueError(
-            f"func returned {_describe(value)} without any tensor in it; expected at least one "
-            "tensor"
+            f"the output of func is {_describe(value)}, without any tensor in it; expected at "
+            "least one tensor"
         )
     return node, tensors
 

@@ -25,9 +25,11 @@ def find_subgraphs(module: torch.nn.Module) -> list[Any]:
         )
     if isinstance(module, torch.jit.ScriptModule):
         return list(ops.subgraphs(module))
-    found: dict[int, Any] = {}
-    for child in module.modules():
-        if isinstance(child, torch.jit.ScriptModule):
-            for subgraph in ops.subgraphs(child):
-                found.setdefault(hash(subgraph), subgraph)
-    return list(found.values())
+    found = [
+        subgraph
+        for child in module.modules()
+        if isinstance(child, torch.jit.ScriptModule)
+        for subgraph in ops.subgraphs(child)
+    ]
+    # Several ScriptModules may hold the same one, each under a wrapper of its own in Python.
+    return list(ops.subgraphs(found)) if found else []

@@ -2,6 +2,7 @@
 
 #include <pthread.h>
 
+#include <stdexcept>
 #include <utility>
 
 namespace neuron::runtime {
@@ -20,6 +21,8 @@ Loader::~Loader() {
 
 void Loader::submit(std::function<void()> task) {
   MutexLock lock(mutex_);
+  if (stopping_)
+    throw std::runtime_error("nothing loads in the background any more: the process ends");
   const auto under_way = running_ + static_cast<int32_t>(tasks_.size());
   const auto threads = static_cast<int32_t>(threads_.size());
   if (under_way >= threads && threads < max_threads_) {

@@ -21,7 +21,8 @@ class Loader {
   Loader& operator=(const Loader&) = delete;
 
   /// Has a loader thread call `task`, which must not throw. Tasks begin in order.
-  /// @throws std::system_error if there is no thread and none can be made.
+  /// @throws std::system_error if there is no thread and none can be made; std::runtime_error after
+  /// `stop_until`.
   void submit(std::function<void()> task);
 
   /// Begins no more tasks and waits for those that run, at most until `deadline`.

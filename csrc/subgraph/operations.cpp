@@ -4,6 +4,7 @@
 #include <cmath>
 #include <limits>
 #include <memory>
+#include <set>
 #include <stdexcept>
 #include <thread>
 
@@ -34,16 +35,17 @@ Placement all_cores() {
 void move(const Subgraphs& subgraphs, const Placement& placement) {
   const runtime::ExitGate gate;
   // Two callers that move the same subgraphs take them in the same order, so neither waits for the
-  // other for ever.
-  std::vector<std::shared_ptr<Subgraph>> ordered;
+  // other for ever; and each once, so none waits for itself.
+  std::set<std::shared_ptr<Subgraph>> ordered;
+  for (const auto& handle : subgraphs) ordered.insert(handle->get());
   std::vector<std::shared_ptr<Subgraph>> background;
-  for (const auto& handle : subgraphs) {
-    (handle->get()->wishes().async_load ? background : ordered).push_back(handle->get());
-  }
-  std::sort(ordered.begin(), ordered.end());
   std::vector<std::unique_ptr<Subgraph::Move>> moves;
   for (const auto& subgraph : ordered) {
-    moves.push_back(std::make_unique<Subgraph::Move>(subgraph, placement));
+    if (subgraph->wishes().async_load) {
+      background.push_back(subgraph);
+    } else {
+      moves.push_back(std::make_unique<Subgraph::Move>(subgraph, placement));
+    }
   }
   for (const auto& done : moves) done->commit();
   for (const auto& subgraph : background) subgraph->move_in_background(placement);

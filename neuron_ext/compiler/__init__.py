@@ -51,7 +51,13 @@ def quiet() -> Iterator[None]:
 
     with _compile_lock, warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        handlers = [*logging.getLogger("torch").handlers, *logging.getLogger().handlers]
+        # Loggers below "torch" have handlers of their own.
+        loggers = [
+            logger
+            for name, logger in list(logging.root.manager.loggerDict.items())
+            if isinstance(logger, logging.Logger) and name.partition(".")[0] == "torch"
+        ]
+        handlers = {handler for logger in (logging.root, *loggers) for handler in logger.handlers}
         for handler in handlers:
             handler.addFilter(wanted)
         try:

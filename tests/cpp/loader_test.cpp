@@ -80,6 +80,7 @@ TEST(Loader, StopsWithoutWhatHasNotBegun) {
     EXPECT_FALSE(loader.stop_until(CondVar::Clock::now()));
     go_on.release();
     EXPECT_TRUE(loader.stop_until(CondVar::Clock::now() + 60s));
+    EXPECT_THROW(loader.submit([] {}), std::runtime_error);
   }
   EXPECT_EQ(ran, 1);
 }

@@ -208,6 +208,18 @@ TEST_F(SubgraphTest, AMoveLoadsPublishesAndThenFrees) {
   EXPECT_EQ(ran_on, (std::vector<int32_t>{2, 3, 2}));
 }
 
+TEST_F(SubgraphTest, ASubgraphNamedTwiceMovesOnce) {
+  const auto handle = from_file();
+  set_neuron_cores({handle, handle}, 2, 1);
+  EXPECT_EQ(cores_of(handle), Cores{2});
+  EXPECT_EQ(stub_->loads, 2);
+  set_async_load({handle}, true);
+  set_neuron_cores({handle, handle}, 3, 1);
+  EXPECT_TRUE(wait({handle, handle}, std::nullopt));
+  EXPECT_EQ(cores_of(handle), Cores{3});
+  EXPECT_EQ(stub_->loads, 3);
+}
+
 TEST_F(SubgraphTest, AFailedMoveLeavesTheModuleWhereItWas) {
   const auto one = from_file({.placement = {0, 1}});
   const auto other = from_file({.placement = {1, 1}});
