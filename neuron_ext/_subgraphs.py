@@ -23,13 +23,14 @@ def find_subgraphs(module: torch.nn.Module) -> list[Any]:
             "expected a torch.jit.ScriptModule or another torch.nn.Module, got "
             f"{type(module).__name__}"
         )
+    # `_c`, since PyTorch never lets go of a ScriptModule that is itself passed to an operator.
     if isinstance(module, torch.jit.ScriptModule):
-        return list(ops.subgraphs(module))
+        return list(ops.subgraphs(module._c))
     found = [
         subgraph
         for child in module.modules()
         if isinstance(child, torch.jit.ScriptModule)
-        for subgraph in ops.subgraphs(child)
+        for subgraph in ops.subgraphs(child._c)
     ]
     # Several ScriptModules may hold the same one, each under a wrapper of its own in Python.
     return list(ops.subgraphs(found)) if found else []

@@ -10,8 +10,7 @@ std::string to_string(const Placement& placement) {
   return message("start_nc=", placement.start_nc, ", nc_count=", placement.nc_count);
 }
 
-void check_placement(const Placement& placement, int32_t visible) {
-  const auto [start, count] = placement;
+Placement make_placement(int64_t start, int64_t count, int32_t visible) {
   const std::string seen =
       message("this process sees ", visible,
               visible == 1 ? " core (0)" : message(" cores (0-", visible - 1, ")"));
@@ -30,11 +29,13 @@ void check_placement(const Placement& placement, int32_t visible) {
                                         "; use 0 to ", visible - 1,
                                         ", or -1 for the least used core"));
   }
-  if (start != -1 && start + placement.count() > visible) {
+  const int64_t cores = count == -1 ? 1 : count;
+  if (start != -1 && start + cores > visible) {
     throw std::invalid_argument(
         message("start_nc=", start, " with nc_count=", count, " runs past the last core: ", seen,
-                "; use start_nc <= ", visible - placement.count(), " or a smaller nc_count"));
+                "; use start_nc <= ", visible - cores, " or a smaller nc_count"));
   }
+  return {static_cast<int32_t>(start), static_cast<int32_t>(count)};
 }
 
 int32_t least_used_window(std::span<const int64_t> loads, int32_t count) {

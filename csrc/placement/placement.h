@@ -18,9 +18,9 @@ struct Placement {
 /// "start_nc=0, nc_count=2".
 std::string to_string(const Placement& placement);
 
-/// @throws std::invalid_argument naming the value, the visible cores and the remedy, if `placement`
-/// cannot be met by `visible` cores.
-void check_placement(const Placement& placement, int32_t visible);
+/// @throws std::invalid_argument naming the value, the visible cores and the remedy, if `visible`
+/// cores cannot meet the placement.
+Placement make_placement(int64_t start_nc, int64_t nc_count, int32_t visible);
 
 /// The first core of the contiguous window of `count` cores with the smallest sum of `loads`;
 /// of several such windows the lowest. 1 <= count <= loads.size().

@@ -115,7 +115,7 @@ Runtime::Runtime(std::unique_ptr<Backend> backend, const Settings& settings)
 }
 
 CoreClaim Runtime::claim(const Placement& placement) {
-  check_placement(placement, core_count());
+  make_placement(placement.start_nc, placement.nc_count, core_count());
   MutexLock lock(mutex_);
   const int32_t count = placement.count();
   const int32_t first =

@@ -1,8 +1,6 @@
 #include "subgraph/operations.h"
 
 #include <algorithm>
-#include <cmath>
-#include <limits>
 #include <memory>
 #include <set>
 #include <stdexcept>
@@ -16,16 +14,8 @@ namespace {
 
 using runtime::Runtime;
 
-/// TorchScript counts in 64 bits. What does not fit 32 is out of range for any machine; it must not
-/// wrap around into it.
-Placement make_placement(int64_t start_nc, int64_t nc_count) {
-  const auto narrow = [](int64_t value) {
-    return static_cast<int32_t>(std::clamp<int64_t>(value, std::numeric_limits<int32_t>::min(),
-                                                    std::numeric_limits<int32_t>::max()));
-  };
-  const Placement placement{narrow(start_nc), narrow(nc_count)};
-  check_placement(placement, Runtime::get().core_count());
-  return placement;
+Placement checked(int64_t start_nc, int64_t nc_count) {
+  return make_placement(start_nc, nc_count, Runtime::get().core_count());
 }
 
 Placement all_cores() {
@@ -61,7 +51,7 @@ std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs,
 }
 
 void set_neuron_cores(const Subgraphs& subgraphs, int64_t start_nc, int64_t nc_count) {
-  if (!subgraphs.empty()) move(subgraphs, make_placement(start_nc, nc_count));
+  if (!subgraphs.empty()) move(subgraphs, checked(start_nc, nc_count));
 }
 
 void set_multicore(const Subgraphs& subgraphs) {
@@ -115,7 +105,7 @@ void unload(const Subgraphs& subgraphs) {
 }
 
 int64_t enter_neuron_cores_context(int64_t start_nc, int64_t nc_count) {
-  return enter_placement_context(make_placement(start_nc, nc_count));
+  return enter_placement_context(checked(start_nc, nc_count));
 }
 
 int64_t enter_multicore_context() {

@@ -38,21 +38,21 @@ TEST(LeastUsedWindow, SuccessiveLoadsGoRoundAndWrap) {
 
 std::string refusal(Placement placement, int32_t visible) {
   try {
-    check_placement(placement, visible);
+    EXPECT_EQ(make_placement(placement.start_nc, placement.nc_count, visible), placement);
   } catch (const std::invalid_argument& error) {
     return error.what();
   }
   return "accepted";
 }
 
-TEST(CheckPlacement, AcceptsWhatFits) {
+TEST(MakePlacement, AcceptsWhatFits) {
   for (const Placement placement : {Placement{-1, -1}, Placement{0, 4}, Placement{3, 1},
                                     Placement{3, -1}, Placement{-1, 4}, Placement{2, 2}}) {
     EXPECT_EQ(refusal(placement, 4), "accepted") << to_string(placement);
   }
 }
 
-TEST(CheckPlacement, NamesTheValueTheVisibleCoresAndTheRemedy) {
+TEST(MakePlacement, NamesTheValueTheVisibleCoresAndTheRemedy) {
   const std::vector<std::pair<Placement, std::string>> cases = {
       {{0, 0}, "nc_count=0"},   {{0, -2}, "nc_count=-2"},  {{0, 5}, "nc_count=5"},
       {{-2, 1}, "start_nc=-2"}, {{4, 1}, "start_nc=4"},    {{99, -1}, "start_nc=99"},
@@ -64,6 +64,11 @@ TEST(CheckPlacement, NamesTheValueTheVisibleCoresAndTheRemedy) {
     EXPECT_NE(text.find("sees 4 cores (0-3)"), std::string::npos) << text;
     EXPECT_NE(text.find("; use "), std::string::npos) << text;
   }
+}
+
+TEST(MakePlacement, NumbersOfMoreThan32BitsDoNotWrapAround) {
+  EXPECT_THROW(make_placement(int64_t{1} << 32, 1, 4), std::invalid_argument);
+  EXPECT_THROW(make_placement(0, (int64_t{1} << 32) + 1, 4), std::invalid_argument);
 }
 
 TEST(PlacementContext, NestsAndRestores) {
