@@ -15,15 +15,23 @@ import torch
 
 from neuron_ext._library import ops
 from neuron_ext._subgraphs import find_subgraphs
+from neuron_ext.status import visible_core_count
 
 
 def _whole_number(name: str, value: Any) -> int:
     try:
-        return operator.index(value)
+        number = operator.index(value)
     except TypeError:
         raise ValueError(
             f"{name}={value!r} is not a whole number: use a core number, or -1 for automatic"
         ) from None
+    if not -(2**63) <= number < 2**63:  # more than TorchScript can pass on
+        cores = visible_core_count()
+        raise ValueError(
+            f"{name}={number} is out of range: this process sees {cores} cores (0-{cores - 1}); "
+            "use a core number, or -1 for automatic"
+        )
+    return number
 
 
 def set_neuron_cores(trace: torch.nn.Module, start_nc: int = -1, nc_count: int = -1) -> None:

@@ -270,10 +270,8 @@ Subgraph::Move::Move(std::shared_ptr<Subgraph> subgraph, const Placement& placem
                 before != nullptr ? message("still runs on cores ", join(before->cores()))
                                   : "is not loaded",
                 ")");
-    {
-      MutexLock lock(subgraph_->mutex_);
-      subgraph_->end();
-    }
+    failure.told = true;
+    subgraph_->fail(failure);
     raise(failure);
   }
 }

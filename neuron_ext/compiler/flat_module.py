@@ -175,8 +175,9 @@ def mutated_state_error(flat: FlatModule, names: Sequence[str]) -> ValueError:
     shown = ", ".join(repr(public_name(flat, name)) for name in names[:5]) + (
         ", ..." if len(names) > 5 else ""
     )
+    kind = "parameter" if names[0] in dict(flat.named_parameters()) else "buffer"
     return ValueError(
-        f"{flat.name} changes its buffer {shown} in place, and a traced module keeps no state "
+        f"{flat.name} changes its {kind} {shown} in place, and a traced module keeps no state "
         "between calls; call model.eval() before tracing, or return the new state as an output "
         "and pass it in as an input"
     )

@@ -234,6 +234,7 @@ TEST_F(SubgraphTest, AFailedMoveLeavesTheModuleWhereItWas) {
   EXPECT_EQ(cores_of(other), Cores{1});
   EXPECT_EQ(status_of(one).start_nc, 0);
   EXPECT_EQ(state_of(one), "loaded");
+  EXPECT_TRUE(contains(status_of(one).error + status_of(other).error, "out of memory"));
   EXPECT_EQ(run(one, 8), 8);
   EXPECT_EQ(run(other, 9), 9);
   EXPECT_EQ(core_stats()[3].models, 0);
