@@ -157,8 +157,11 @@ def test_without_a_working_cpp_compiler_torchscript_is_the_default(compiler, tmp
 
 def test_what_the_cpp_compiler_says_is_in_the_error(tmp_path):
     # Compiles the probe, and refuses what is generated.
-    script = 'case "$*" in *probe.cpp*|*--version*) exec g++ "$@";; esac\necho out of cheese >&2\nexit 1\n'
-    compiler = _script(tmp_path / "c++", script)
+    compiler = _script(
+        tmp_path / "c++",
+        'case "$*" in *probe.cpp*|*--version*) exec g++ "$@";; esac\n'
+        "echo out of cheese >&2; exit 1\n",
+    )
     code = """
     import sys, tempfile, os
     import torch, neuron_ext

@@ -13,20 +13,10 @@
 namespace neuron {
 namespace {
 
-using runtime::Runtime;
-using testing::Stub;
 using Cores = std::vector<int64_t>;
 
-class ModuleTest : public ::testing::Test {
+class ModuleTest : public testing::OnStubCores {
  protected:
-  void SetUp() override {
-    Runtime::install_for_testing(std::make_unique<testing::StubBackend>(stub_, 4), {});
-  }
-  void TearDown() override {
-    Runtime::uninstall_for_testing();
-    EXPECT_EQ(stub_->alive(), 0) << "replicas were left loaded";
-  }
-
   static torch::jit::Module traced(const subgraph::Wishes& wishes = {}) {
     torch::jit::Module module("Traced");
     module.register_attribute(
@@ -64,8 +54,6 @@ class ModuleTest : public ::testing::Test {
   }
 
   static Cores cores_of(const torch::jit::Module& module) { return status(module).at(0).cores; }
-
-  const std::shared_ptr<Stub> stub_ = std::make_shared<Stub>();
 };
 
 TEST_F(ModuleTest, SavesLoadsAndRuns) {

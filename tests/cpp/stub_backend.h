@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <gtest/gtest.h>
 
 #include <atomic>
 #include <functional>
@@ -69,6 +70,20 @@ class StubBackend final : public runtime::Backend {
  private:
   const std::shared_ptr<Stub> stub_;
   const int32_t cores_;
+};
+
+/// Tests on a runtime of four stub cores, which must end with nothing left loaded.
+class OnStubCores : public ::testing::Test {
+ protected:
+  void SetUp() override {
+    runtime::Runtime::install_for_testing(std::make_unique<StubBackend>(stub_, 4), {});
+  }
+  void TearDown() override {
+    runtime::Runtime::uninstall_for_testing();
+    EXPECT_EQ(stub_->alive(), 0) << "replicas were left loaded";
+  }
+
+  const std::shared_ptr<Stub> stub_ = std::make_shared<Stub>();
 };
 
 /// The state of a subgraph that takes one float32 tensor of shape [2] and gives one.

@@ -18,20 +18,11 @@ namespace neuron::subgraph {
 namespace {
 
 using runtime::Runtime;
-using testing::Stub;
 using namespace std::chrono_literals;
 using Cores = std::vector<int64_t>;
 
-class SubgraphTest : public ::testing::Test {
+class SubgraphTest : public testing::OnStubCores {
  protected:
-  void SetUp() override {
-    Runtime::install_for_testing(std::make_unique<testing::StubBackend>(stub_, 4), {});
-  }
-  void TearDown() override {
-    Runtime::uninstall_for_testing();
-    EXPECT_EQ(stub_->alive(), 0) << "replicas were left loaded";
-  }
-
   static SubgraphHandle from_file(Wishes wishes = {}) {
     return NeuronSubgraph::from_file(testing::make_state(wishes));
   }
@@ -57,8 +48,6 @@ class SubgraphTest : public ::testing::Test {
   static bool contains(const std::string& text, const std::string& part) {
     return text.find(part) != std::string::npos;
   }
-
-  const std::shared_ptr<Stub> stub_ = std::make_shared<Stub>();
 };
 
 TEST_F(SubgraphTest, LoadsWhenItsStateIsSetAndNotBefore) {
