@@ -4,8 +4,6 @@ import copy
 import functools
 import gc
 import importlib
-import io
-import json
 import logging
 import os
 import tempfile
