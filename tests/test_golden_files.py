@@ -81,6 +81,6 @@ def test_version_1_survives_deepcopy(golden):
 
 
 def test_the_fields_written_today_are_those_of_version_1(golden):
-    (state,) = golden.subgraph.__getstate__()
+    state = golden.subgraph.__getstate__()[0]
     assert state[0] == 1
     assert {bag: set(state[bag]) for bag in FIELDS} == FIELDS
