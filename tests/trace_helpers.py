@@ -3,6 +3,7 @@
 import functools
 import io
 import zipfile
+from pathlib import Path
 
 import torch
 from helpers import EXAMPLE, SmallNet
@@ -75,14 +76,24 @@ def state_of(module):
     return subgraph.__getstate__()[0]
 
 
-def read_member(path, ending):
-    """The bytes of the one member of a saved file whose name ends so, and where they begin."""
+def member_ranges(path):
+    """The name of each member of a saved file, and the range of the bytes of its data."""
+    raw = Path(path).read_bytes()
     with zipfile.ZipFile(path) as archive:
-        (info,) = [one for one in archive.infolist() if one.filename.endswith(ending)]
-        data = archive.read(info)
-    raw = open(path, "rb").read()  # noqa: SIM115
-    header = info.header_offset
-    name, extra = (int.from_bytes(raw[header + at : header + at + 2], "little") for at in (26, 28))
-    start = header + 30 + name + extra
-    assert raw[start : start + len(data)] == data
-    return data, start
+        members = archive.infolist()
+    ranges = {}
+    for one in members:
+        lengths = raw[one.header_offset + 26 : one.header_offset + 30]
+        start = (
+            one.header_offset
+            + 30
+            + sum(int.from_bytes(lengths[i : i + 2], "little") for i in (0, 2))
+        )
+        ranges[one.filename] = range(start, start + one.compress_size)
+    return ranges
+
+
+def pickle_range(path):
+    """The range of the bytes in a saved file that hold the module's attributes, tensors aside."""
+    (found,) = [part for name, part in member_ranges(path).items() if name.endswith("/data.pkl")]
+    return found
