@@ -26,8 +26,8 @@ int32_t set_mkl_threads(int32_t threads) {
 // at::set_num_threads would change the default of every thread that starts later, so the settings
 // of this thread alone are changed, below ATen.
 CoreScope::CoreScope(int32_t intra_op_threads) : no_autocast_(c10::autocast_dispatch_keyset) {
-  // ATen sets a thread's number of threads when that thread first asks for it, or loops in parallel;
-  // this has that behind us.
+  // ATen sets a thread's number of threads when that thread first asks for it, or loops in
+  // parallel; this has that behind us.
   omp_threads_before_ = at::get_num_threads();
   if (omp_threads_before_ != intra_op_threads) omp_set_num_threads(intra_op_threads);
   mkl_threads_before_ = set_mkl_threads(intra_op_threads);
