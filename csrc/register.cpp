@@ -59,6 +59,9 @@ TORCH_LIBRARY(neuron_ext, m) {
         return subgraph::forward(inputs, subgraph);
       });
 
+  // What the generated forward of a traced module calls where its arguments do not fit: an error of
+  // an op reaches Python as a RuntimeError, one raised by TorchScript itself does not.
+  m.def("refuse", [](const std::string& why) { throw std::invalid_argument(why); });
   m.def("subgraphs", [](const c10::IValue& module) { return subgraph::find_subgraphs(module); });
   m.def("set_neuron_cores", subgraph::set_neuron_cores);
   m.def("set_multicore", subgraph::set_multicore);

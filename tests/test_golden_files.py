@@ -12,7 +12,16 @@ import neuron_ext
 GOLDEN = Path(__file__).parent / "golden"
 FIELDS = {
     1: {"async_load", "checksum_graph", "dynamic_batch", "lazy_load", "nc_count", "start_nc"},
-    2: {"arch", "format", "name", "producer", "runtime", "sha256_graph", "torch_version"},
+    2: {
+        "arch",
+        "format",
+        "name",
+        "producer",
+        "runtime",
+        "sha256_graph",
+        "sha256_state",
+        "torch_version",
+    },
     3: {
         "constant_offsets",
         "constant_opaque_sizes",

@@ -12,7 +12,8 @@ using runtime::Executable;
 using runtime::TensorSpec;
 
 std::string describe(at::ScalarType dtype, at::IntArrayRef shape) {
-  return message("a ", dtype_name(dtype), " tensor of shape [", join(shape), "]");
+  const std::string& name = dtype_name(dtype);
+  return message(name.front() == 'i' ? "an " : "a ", name, " tensor of shape [", join(shape), "]");
 }
 
 std::string describe(const at::Tensor& tensor) {

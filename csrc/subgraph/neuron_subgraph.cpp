@@ -9,13 +9,21 @@ NeuronSubgraph::~NeuronSubgraph() {
   if (runtime::Runtime::lost_by_fork()) new std::shared_ptr<Subgraph>(std::move(subgraph_));
 }
 
-SubgraphHandle NeuronSubgraph::from_trace(const State& state) {
+namespace {
+
+SubgraphHandle make(const State& state, Origin origin) {
   return c10::make_intrusive<NeuronSubgraph>(
-      std::make_shared<Subgraph>(decode(state), current_placement_context()));
+      std::make_shared<Subgraph>(decode(state, origin), current_placement_context()));
+}
+
+}  // namespace
+
+SubgraphHandle NeuronSubgraph::from_trace(const State& state) {
+  return make(state, Origin::kTrace);
 }
 
 SubgraphHandle NeuronSubgraph::from_file(const State& state) {
-  auto handle = from_trace(state);
+  auto handle = make(state, Origin::kFile);
   handle->get()->load_as_wished();
   return handle;
 }

@@ -8,6 +8,7 @@
 #include <utility>
 
 #include "runtime/quick_checksum.h"
+#include "subgraph/state_digest.h"
 #include "subgraph/state_reader.h"
 
 namespace neuron::subgraph {
@@ -206,7 +207,7 @@ const std::string& dtype_name(at::ScalarType dtype) {
   return names.at(static_cast<size_t>(dtype));
 }
 
-Decoded decode(const State& state) {
+Decoded decode(const State& state, Origin origin) {
   check_version(std::get<0>(state));
   const StateReader reader(state);
 
@@ -253,6 +254,11 @@ Decoded decode(const State& state) {
   }
   if (executable->format == Format::kTorchScript && !executable->graph.defined()) {
     StateReader::reject("graph", "is missing");
+  }
+  // Last, so that a field that is bad in itself is named.
+  if (origin == Origin::kFile && reader.text(kDigestField) != state_digest(state)) {
+    StateReader::reject(kDigestField,
+                        "is not the digest of the other fields: some of them changed");
   }
   decoded.executable = std::move(executable);
   return decoded;
@@ -339,6 +345,7 @@ State encode(const Executable& executable, const Wishes& wishes) {
     strings.insert("sha256_graph", executable.graph_sha256);
     ints.insert("checksum_graph", executable.graph_checksum);
   }
+  strings.insert(kDigestField, state_digest(state));
   return state;
 }
 

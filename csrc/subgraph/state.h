@@ -38,9 +38,13 @@ struct Decoded {
   Wishes wishes;
 };
 
+/// Where a state comes from. A file's must carry the digest of all its fields, so that no changed
+/// byte goes unnoticed; a fresh trace has none yet.
+enum class Origin { kFile, kTrace };
+
 /// @throws std::runtime_error naming the field that is bad, what it holds and what it should.
 /// Maps and runs nothing.
-Decoded decode(const State& state);
+Decoded decode(const State& state, Origin origin);
 
 /// The tensors are shared with `executable`, not copied.
 State encode(const runtime::Executable& executable, const Wishes& wishes);

@@ -140,9 +140,10 @@ class _Writer:
     def _refuse_if(self, condition: str, message: str, shown: str) -> None:
         before, after = message.rsplit("{}", 1)
         self._lines.append(f"if {condition}:")
-        self._lines.append(
-            f"    raise ValueError({_literal(before)} + str({shown}) + {_literal(after)})"
-        )
+        # Not "raise": what TorchScript raises itself reaches Python as a torch.jit.Error, which is
+        # no RuntimeError.
+        text = f"{_literal(before)} + str({shown}) + {_literal(after)}"
+        self._lines.append(f"    torch.ops.neuron_ext.refuse({text})")
 
     def _build(self, node: Node) -> str:
         if isinstance(node, Leaf):

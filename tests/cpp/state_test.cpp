@@ -50,7 +50,7 @@ State good_state() {
 }
 
 TEST(State, DecodesToWhatWasEncoded) {
-  const auto [executable, wishes] = decode(good_state());
+  const auto [executable, wishes] = decode(good_state(), Origin::kFile);
   const Executable original = inductor_executable();
   EXPECT_TRUE(wishes.lazy_load);
   EXPECT_FALSE(wishes.async_load);
@@ -82,14 +82,14 @@ TEST(State, DecodesToWhatWasEncoded) {
 
 TEST(State, SharesTensorsAndDoesNotCopyThem) {
   const State state = good_state();
-  const auto decoded = decode(state);
+  const auto decoded = decode(state, Origin::kTrace);
   EXPECT_EQ(decoded.executable->weights.const_data_ptr(),
             std::get<5>(state).at("weights").const_data_ptr());
 }
 
 TEST(State, EncodesTheSameAgain) {
   const State once = good_state();
-  const auto decoded = decode(once);
+  const auto decoded = decode(once, Origin::kFile);
   const State twice = encode(*decoded.executable, decoded.wishes);
   EXPECT_EQ(std::get<0>(once), std::get<0>(twice));
   const auto same = [](const auto& a, const auto& b) {
@@ -111,7 +111,7 @@ TEST(State, EncodesTheSameAgain) {
 
 std::string refusal(const State& state) {
   try {
-    decode(state);
+    decode(state, Origin::kTrace);
   } catch (const std::runtime_error& error) {
     return error.what();
   }
@@ -140,9 +140,38 @@ TEST(State, IgnoresFieldsItDoesNotKnow) {
 TEST(State, WishesAreOptional) {
   State state = good_state();
   std::get<1>(state).clear();
-  const auto wishes = decode(state).wishes;
+  const auto wishes = decode(state, Origin::kTrace).wishes;
   EXPECT_FALSE(wishes.lazy_load);
   EXPECT_EQ(wishes.placement, (Placement{-1, -1}));
+}
+
+TEST(State, OfAFileMustHaveTheDigestOfItsFields) {
+  const auto refusal_of_file = [](const State& state) -> std::string {
+    try {
+      decode(state, Origin::kFile);
+    } catch (const std::runtime_error& error) {
+      return error.what();
+    }
+    return "accepted";
+  };
+  EXPECT_EQ(refusal_of_file(good_state()), "accepted");
+  const std::vector<std::function<void(State&)>> changes = {
+      [](State& s) { std::get<1>(s).insert_or_assign("lazy_load", 0); },
+      [](State& s) { std::get<1>(s).insert("unknown", 0); },
+      [](State& s) { std::get<2>(s).insert_or_assign("name", "nut"); },
+      [](State& s) { std::get<2>(s).insert_or_assign("sha256_code", "c0dd"); },
+      [](State& s) { std::get<3>(s).at("input_shapes").set(0, 3); },
+      [](State& s) { std::get<4>(s).at("constant_names").set(0, "v"); },
+      [](State& s) { std::get<5>(s).at("constants_opaque")[1] = 9; },
+      [](State& s) { std::get<5>(s).insert_or_assign("code", at::zeros({99}, at::kByte)); },
+      [](State& s) { static_cast<void>(std::get<2>(s).erase("sha256_state")); },
+  };
+  for (size_t i = 0; i < changes.size(); ++i) {
+    State state = good_state();
+    changes[i](state);
+    EXPECT_NE(refusal_of_file(state).find("sha256_state"), std::string::npos)
+        << i << ": " << refusal_of_file(state);
+  }
 }
 
 struct BadField {

@@ -32,6 +32,7 @@ struct Api {
   decltype(&AOTInductorModelContainerGetNumInputs) num_inputs;
   decltype(&AOTInductorModelContainerGetNumOutputs) num_outputs;
   decltype(&AOTInductorModelContainerGetNumConstants) num_constants;
+  decltype(&AOTInductorModelContainerGetConstantName) constant_name;
   decltype(&AOTInductorGetLastError) last_error;
 };
 
@@ -53,6 +54,7 @@ Api find_api(void* library) {
   find(library, "AOTInductorModelContainerGetNumInputs", api.num_inputs);
   find(library, "AOTInductorModelContainerGetNumOutputs", api.num_outputs);
   find(library, "AOTInductorModelContainerGetNumConstants", api.num_constants);
+  find(library, "AOTInductorModelContainerGetConstantName", api.constant_name);
   find(library, "AOTInductorGetLastError", api.last_error);
   return api;
 }
@@ -173,6 +175,16 @@ class InductorReplica final : public Replica {
                   outputs, " outputs, but the subgraph's specification says ",
                   executable.inputs.size(), ", ", executable.constants.size(), " and ",
                   executable.outputs.size(), ": the file is damaged"));
+    }
+    // Set by name: one that the code does not know would leave another unset.
+    for (size_t i = 0; i < constants; ++i) {
+      const char* name = nullptr;
+      api().constant_name(container_, i, &name);
+      if (name == nullptr || executable.constants[i].name != name) {
+        throw std::runtime_error(message("constant ", i, " of the native code is '",
+                                         name != nullptr ? name : "", "', but the subgraph's is '",
+                                         executable.constants[i].name, "': the file is damaged"));
+      }
     }
   }
 

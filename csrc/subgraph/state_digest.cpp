@@ -1,0 +1,80 @@
+#include "subgraph/state_digest.h"
+
+#include <algorithm>
+#include <vector>
+
+#include "common/sha256.h"
+
+namespace neuron::subgraph {
+namespace {
+
+/// Collects what is hashed: numbers as eight little-endian bytes, texts after their length.
+class Canonical {
+ public:
+  void add(int64_t number) {
+    for (int shift = 0; shift < 64; shift += 8) {
+      bytes_ += static_cast<char>(static_cast<uint64_t>(number) >> shift & 0xff);
+    }
+  }
+  void add(const std::string& text) {
+    add(static_cast<int64_t>(text.size()));
+    bytes_ += text;
+  }
+  template <typename Element>
+  void add(const c10::List<Element>& list) {
+    add(static_cast<int64_t>(list.size()));
+    for (const Element& element : list.vec()) add(element);
+  }
+  void add_bytes(const at::Tensor& tensor) {
+    bytes_.append(static_cast<const char*>(tensor.const_data_ptr()),
+                  static_cast<size_t>(tensor.nbytes()));
+  }
+
+  /// The entries of a bag, in the order of their names, each by `add_value(name, value)`.
+  template <typename Value, typename AddValue>
+  void add_bag(const c10::Dict<std::string, Value>& bag, AddValue add_value) {
+    std::vector<std::string> names;
+    for (const auto& entry : bag) {
+      if (entry.key() != kDigestField) names.push_back(entry.key());
+    }
+    std::sort(names.begin(), names.end());
+    add(static_cast<int64_t>(names.size()));
+    for (const auto& name : names) {
+      add(name);
+      add_value(name, bag.at(name));
+    }
+  }
+
+  std::string sha256() const { return sha256_hex(bytes_.data(), bytes_.size()); }
+
+ private:
+  std::string bytes_;
+};
+
+bool has_own_digest(const std::string& name) {
+  return name == "code" || name == "weights" || name == "graph";
+}
+
+}  // namespace
+
+std::string state_digest(const State& state) {
+  const auto& [version, ints, strings, int_lists, string_lists, tensors] = state;
+  Canonical canonical;
+  const auto add = [&](const std::string&, const auto& value) { canonical.add(value); };
+  canonical.add(version);
+  canonical.add_bag(ints, add);
+  canonical.add_bag(strings, add);
+  canonical.add_bag(int_lists, add);
+  canonical.add_bag(string_lists, add);
+  canonical.add_bag(tensors, [&](const std::string& name, const at::Tensor& tensor) {
+    canonical.add(tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : -1);
+    // Anything but dense bytes on the CPU is refused by whoever reads the field.
+    if (tensor.defined() && !has_own_digest(name) && tensor.is_cpu() &&
+        tensor.layout() == at::kStrided && tensor.is_contiguous()) {
+      canonical.add_bytes(tensor);
+    }
+  });
+  return canonical.sha256();
+}
+
+}  // namespace neuron::subgraph

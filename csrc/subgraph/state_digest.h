@@ -1,0 +1,17 @@
+#pragma once
+
+#include <string>
+
+#include "subgraph/state.h"
+
+namespace neuron::subgraph {
+
+/// The field of the digest: a string.
+constexpr char kDigestField[] = "sha256_state";
+
+/// SHA-256 over the version and every field but the digest itself, in the order of their names, as
+/// docs/state_format.md says. Of the tensors `code`, `weights` and `graph`, which have digests of
+/// their own among the fields, only the length counts.
+std::string state_digest(const State& state);
+
+}  // namespace neuron::subgraph
