@@ -39,6 +39,20 @@ std::vector<CoreStatsTuple> core_stats() {
   return all;
 }
 
+/// On the stack, as the interpreter calls it: the conversions of an ordinary C++ op allocate more
+/// than the rest of a call.
+void forward(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
+  const auto subgraph = torch::jit::pop(*stack).toCustomClass<NeuronSubgraph>();
+  const c10::IValue list = torch::jit::pop(*stack);
+  runtime::Tensors inputs;
+  for (const c10::IValue& input : list.toListRef()) inputs.push_back(input.toTensor());
+  runtime::Tensors outputs = subgraph::forward(inputs, subgraph);
+  c10::List<at::Tensor> results;
+  results.reserve(outputs.size());
+  for (at::Tensor& output : outputs) results.push_back(std::move(output));
+  torch::jit::push(*stack, std::move(results));
+}
+
 TORCH_LIBRARY(neuron_ext, m) {
   m.class_<NeuronSubgraph>("NeuronSubgraph")
       .def(torch::init([](int64_t version, decltype(std::get<1>(State{})) ints,
@@ -55,9 +69,7 @@ TORCH_LIBRARY(neuron_ext, m) {
   m.def(
       "forward(Tensor[] inputs, __torch__.torch.classes.neuron_ext.NeuronSubgraph subgraph)"
       " -> Tensor[]",
-      [](const std::vector<at::Tensor>& inputs, const SubgraphHandle& subgraph) {
-        return subgraph::forward(inputs, subgraph);
-      });
+      torch::CppFunction::makeFromBoxedFunction<&forward>());
 
   // What the generated forward of a traced module calls where its arguments do not fit: an error of
   // an op reaches Python as a RuntimeError, one raised by TorchScript itself does not.

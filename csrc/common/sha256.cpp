@@ -5,6 +5,11 @@
 #include <cstdint>
 #include <cstring>
 
+#if defined(__x86_64__)
+#include <cpuid.h>
+#include <immintrin.h>
+#endif
+
 namespace neuron {
 namespace {
 
@@ -56,13 +61,80 @@ void absorb(State& state, const uint8_t* block) {
   for (size_t i = 0; i < state.size(); ++i) state[i] += sum[i];
 }
 
+void absorb_portably(State& state, const uint8_t* data, size_t blocks) {
+  for (size_t i = 0; i < blocks; ++i) absorb(state, data + i * kBlock);
+}
+
+using Absorb = void (*)(State& state, const uint8_t* data, size_t blocks);
+
+#if defined(__x86_64__)
+/// With the CPU's SHA instructions, some ten times as fast. They keep the state as the words
+/// (a, b, e, f) and (c, d, g, h), the first of them highest, and do two rounds at a time.
+__attribute__((target("sha,sse4.1"))) void absorb_natively(State& state, const uint8_t* data,
+                                                           size_t blocks) {
+  const auto words = [](uint32_t w3, uint32_t w2, uint32_t w1, uint32_t w0) {
+    return _mm_set_epi32(static_cast<int>(w3), static_cast<int>(w2), static_cast<int>(w1),
+                         static_cast<int>(w0));
+  };
+  const __m128i big_endian_words = _mm_set_epi64x(0x0c0d0e0f08090a0bLL, 0x0405060700010203LL);
+  __m128i abef = words(state[0], state[1], state[4], state[5]);
+  __m128i cdgh = words(state[2], state[3], state[6], state[7]);
+  for (size_t block = 0; block < blocks; ++block, data += kBlock) {
+    const __m128i abef_before = abef;
+    const __m128i cdgh_before = cdgh;
+    __m128i w[4];  // the last sixteen words of the schedule
+    for (size_t i = 0; i < 16; ++i) {
+      __m128i& next = w[i % 4];
+      if (i < 4) {
+        next = _mm_shuffle_epi8(_mm_loadu_si128(reinterpret_cast<const __m128i*>(data + 16 * i)),
+                                big_endian_words);
+      } else {
+        const __m128i& last = w[(i + 3) % 4];
+        const __m128i sum = _mm_add_epi32(_mm_sha256msg1_epu32(next, w[(i + 1) % 4]),
+                                          _mm_alignr_epi8(last, w[(i + 2) % 4], 4));
+        next = _mm_sha256msg2_epu32(sum, last);
+      }
+      const __m128i with_constants =
+          _mm_add_epi32(next, _mm_loadu_si128(reinterpret_cast<const __m128i*>(&kRound[4 * i])));
+      cdgh = _mm_sha256rnds2_epu32(cdgh, abef, with_constants);
+      abef = _mm_sha256rnds2_epu32(abef, cdgh, _mm_shuffle_epi32(with_constants, 0x0e));
+    }
+    abef = _mm_add_epi32(abef, abef_before);
+    cdgh = _mm_add_epi32(cdgh, cdgh_before);
+  }
+  std::array<uint32_t, 4> low;
+  std::array<uint32_t, 4> high;
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(low.data()), abef);
+  _mm_storeu_si128(reinterpret_cast<__m128i*>(high.data()), cdgh);
+  state = {low[3], low[2], high[3], high[2], low[1], low[0], high[1], high[0]};
+}
+
+bool has_sha_instructions() {
+  uint32_t eax = 0;
+  uint32_t ebx = 0;
+  uint32_t ecx = 0;
+  uint32_t edx = 0;
+  constexpr uint32_t kSha = 1U << 29;  // of leaf 7
+  return __get_cpuid_count(7, 0, &eax, &ebx, &ecx, &edx) != 0 && (ebx & kSha) != 0 &&
+         __builtin_cpu_supports("sse4.1") != 0;
+}
+#endif
+
+Absorb choose_absorb() {
+#if defined(__x86_64__)
+  if (has_sha_instructions()) return absorb_natively;
+#endif
+  return absorb_portably;
+}
+
 }  // namespace
 
 std::string sha256_hex(const void* data, size_t size) {
+  static const Absorb absorb_blocks = choose_absorb();
   State state = kInitial;
   const auto* bytes = static_cast<const uint8_t*>(data);
   const size_t whole = size / kBlock * kBlock;
-  for (size_t at = 0; at < whole; at += kBlock) absorb(state, bytes + at);
+  absorb_blocks(state, bytes, whole / kBlock);
 
   std::array<uint8_t, 2 * kBlock> tail{};
   const size_t rest = size - whole;
@@ -71,7 +143,7 @@ std::string sha256_hex(const void* data, size_t size) {
   const size_t tail_size = rest + 9 <= kBlock ? kBlock : 2 * kBlock;
   const uint64_t bits = static_cast<uint64_t>(size) * 8;
   for (size_t i = 0; i < 8; ++i) tail[tail_size - 1 - i] = static_cast<uint8_t>(bits >> (8 * i));
-  for (size_t at = 0; at < tail_size; at += kBlock) absorb(state, tail.data() + at);
+  absorb_blocks(state, tail.data(), tail_size / kBlock);
 
   constexpr char kDigits[] = "0123456789abcdef";
   std::string hex;

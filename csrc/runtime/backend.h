@@ -19,7 +19,7 @@ class Replica {
   /// Computes. Inputs fit the executable's specification and are contiguous. Called by one thread
   /// at a time; leaves that thread's settings as they were.
   /// @throws std::exception of whatever went wrong.
-  virtual std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs) = 0;
+  virtual Tensors execute(TensorRefs inputs) = 0;
 };
 
 /// A kind of device with cores. Cores here are counted on the whole machine ("global").

@@ -1,12 +1,21 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/ArrayRef.h>
+#include <c10/util/SmallVector.h>
 
 #include <cstdint>
 #include <string>
 #include <vector>
 
+#include "runtime/content.h"
+
 namespace neuron::runtime {
+
+/// What goes into and comes out of an inference. A few tensors stand in the object itself: no
+/// allocation is made for them on the way of a call.
+using Tensors = c10::SmallVector<at::Tensor, 4>;
+using TensorRefs = c10::ArrayRef<at::Tensor>;
 
 /// What one input or output of a subgraph is.
 struct TensorSpec {
@@ -41,8 +50,8 @@ enum class Format { kInductor, kTorchScript, kNeff };
 const char* to_string(Format format);
 
 /// The compiled artefact of a subgraph with its weights and specification. Never changes after it
-/// is made, so that any number of threads and replicas may share it. Tensors are one-dimensional
-/// uint8 on the CPU, undefined where the format has none.
+/// is made, so that any number of threads and replicas may share it. Contents are null where the
+/// format has none.
 struct Executable {
   std::string name;
   std::string producer;  ///< what wrote it, say "neuron_ext 0.1.0"; told, not checked
@@ -51,16 +60,10 @@ struct Executable {
   std::vector<TensorSpec> outputs;
   std::vector<int64_t> mutated_inputs;  ///< positions of inputs that the computation updates
   Requirements requirements;
-  at::Tensor code;     ///< kInductor: a shared library
-  at::Tensor weights;  ///< kInductor: the constants
+  ContentPtr code;     ///< kInductor: a shared library
+  ContentPtr weights;  ///< kInductor: the constants
   std::vector<ConstantSpec> constants;
-  at::Tensor graph;  ///< kTorchScript, and a fall back for kInductor: a TorchScript archive
-  // Saved with the bytes, not computed from them here: to be checked before the bytes are used.
-  std::string code_sha256;
-  std::string weights_sha256;
-  std::string graph_sha256;
-  int64_t weights_checksum = 0;  ///< `quick_checksum`
-  int64_t graph_checksum = 0;
+  ContentPtr graph;  ///< kTorchScript, and a fall back for kInductor: a TorchScript archive
 };
 
 }  // namespace neuron::runtime

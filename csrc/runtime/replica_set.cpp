@@ -16,27 +16,29 @@ constexpr int64_t kBriefNs = 200'000;
 /// Shares ownership of all it touches: after a timeout it outlives the call that made it.
 class ReplicaSet::ExecuteJob : public Job {
  public:
-  ExecuteJob(std::shared_ptr<ReplicaSet> set, std::vector<at::Tensor> inputs)
-      : set_(std::move(set)), inputs_(std::move(inputs)) {}
+  ExecuteJob(std::shared_ptr<ReplicaSet> set, TensorRefs inputs)
+      : set_(std::move(set)), inputs_(inputs.begin(), inputs.end()) {}
 
   void run(int32_t replica) noexcept override {
     try {
+      const auto begin = CondVar::Clock::now();
       outputs_ = set_->execute_on(replica, inputs_);
+      set_->note_duration(CondVar::Clock::now() - begin);
     } catch (...) {
       error_ = std::current_exception();
     }
   }
 
   /// After Scheduler::run returned.
-  std::vector<at::Tensor> take_outputs() {
+  Tensors take_outputs() {
     if (error_ != nullptr) std::rethrow_exception(error_);
     return std::move(outputs_);
   }
 
  private:
   const std::shared_ptr<ReplicaSet> set_;
-  const std::vector<at::Tensor> inputs_;
-  std::vector<at::Tensor> outputs_;
+  const Tensors inputs_;
+  Tensors outputs_;
   std::exception_ptr error_;
 };
 
@@ -69,10 +71,12 @@ bool ReplicaSet::brief() const {
   return may_borrow_thread_ && typical >= 0 && typical < kBriefNs;
 }
 
-std::vector<at::Tensor> ReplicaSet::execute(const std::vector<at::Tensor>& inputs) {
+Tensors ReplicaSet::execute(TensorRefs inputs) {
   if (brief()) {
-    if (const auto lease = runtime_.scheduler().try_lease(group_)) {
-      return execute_on(lease->replica(), inputs);
+    if (auto lease = runtime_.scheduler().try_lease(group_)) {
+      Tensors outputs = execute_on(lease->replica(), inputs);
+      note_duration(lease->end());
+      return outputs;
     }
   }
   const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs);
@@ -80,19 +84,20 @@ std::vector<at::Tensor> ReplicaSet::execute(const std::vector<at::Tensor>& input
   return job->take_outputs();
 }
 
-std::vector<at::Tensor> ReplicaSet::execute_on(int32_t replica,
-                                               const std::vector<at::Tensor>& inputs) {
+Tensors ReplicaSet::execute_on(int32_t replica, TensorRefs inputs) {
   Slot& slot = *slots_[replica];
-  const auto begin = CondVar::Clock::now();
-  auto outputs = slot.replica->execute(inputs);
-  const int64_t took = std::chrono::nanoseconds(CondVar::Clock::now() - begin).count();
-  // Whether inferences are brief is judged by the slower of this one and what was typical, which
-  // fades: one slow first call does not count for ever, a slow call counts at once.
+  Tensors outputs = slot.replica->execute(inputs);
+  slot.executions.fetch_add(1, std::memory_order_relaxed);
+  return outputs;
+}
+
+/// Whether inferences are brief is judged by the slower of the last one and what was typical, which
+/// fades: one slow first call does not count for ever, a slow call counts at once.
+void ReplicaSet::note_duration(Scheduler::Duration duration) {
+  const int64_t took = std::chrono::nanoseconds(duration).count();
   const int64_t typical = typical_ns_.load(std::memory_order_relaxed);
   typical_ns_.store(typical < 0 ? took : std::max(took, typical - typical / 4),
                     std::memory_order_relaxed);
-  slot.executions.fetch_add(1, std::memory_order_relaxed);
-  return outputs;
 }
 
 std::vector<int64_t> ReplicaSet::cores() const {

@@ -21,7 +21,7 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
                                           const Placement& placement);
 
   /// Computes on the next free replica. Inputs are as `Replica::execute` wants them.
-  std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs);
+  Tensors execute(TensorRefs inputs);
 
   std::vector<int64_t> cores() const;
   std::vector<int64_t> executions() const;
@@ -35,7 +35,8 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
   };
 
   ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::unique_ptr<Slot>> slots);
-  std::vector<at::Tensor> execute_on(int32_t replica, const std::vector<at::Tensor>& inputs);
+  Tensors execute_on(int32_t replica, TensorRefs inputs);
+  void note_duration(Scheduler::Duration took);
   bool brief() const;
 
   Runtime& runtime_;

@@ -2,6 +2,8 @@
 
 #include <pthread.h>
 
+#include <algorithm>
+#include <bit>
 #include <stdexcept>
 #include <utility>
 
@@ -11,10 +13,20 @@ namespace neuron::runtime {
 
 using Clock = CondVar::Clock;
 
+namespace {
+
+constexpr int32_t kWordBits = 64;
+
+}  // namespace
+
 Scheduler::Scheduler(int32_t core_count, std::function<void(int32_t)> on_core_thread)
     : on_core_thread_(std::move(on_core_thread)) {
   MutexLock lock(mutex_);
-  for (int32_t i = 0; i < core_count; ++i) cores_.push_back(std::make_unique<Core>());
+  free_.resize(static_cast<size_t>(core_count + kWordBits - 1) / kWordBits);
+  for (int32_t i = 0; i < core_count; ++i) {
+    cores_.push_back(std::make_unique<Core>());
+    free_[i / kWordBits] |= uint64_t{1} << i % kWordBits;
+  }
 }
 
 Scheduler::~Scheduler() {
@@ -56,25 +68,37 @@ Scheduler::Lease::~Lease() {
   if (scheduler_ != nullptr) scheduler_->release(*this);
 }
 
-/// Marks the group's next free core busy and returns it, or -1.
-int32_t Scheduler::take_free_core(Group& group) {
-  for (int32_t i = 0; i < group.count_; ++i) {
-    const int32_t replica = (group.next_ + i) % group.count_;
-    Core& core = *cores_[group.first_core_ + replica];
-    if (core.busy) continue;
-    core.busy = true;
-    ++busy_cores_;
-    group.next_ = (replica + 1) % group.count_;
-    return group.first_core_ + replica;
+Scheduler::Duration Scheduler::Lease::end() {
+  return std::exchange(scheduler_, nullptr)->release(*this);
+}
+
+/// The first free core of begin .. end-1, or -1.
+int32_t Scheduler::find_free_core(int32_t begin, int32_t end) const {
+  for (int32_t at = begin; at < end; at = (at / kWordBits + 1) * kWordBits) {
+    const uint64_t word = free_[at / kWordBits] >> at % kWordBits;
+    if (word == 0) continue;
+    const int32_t core = at + std::countr_zero(word);
+    return core < end ? core : -1;
   }
   return -1;
 }
 
+/// Marks the group's next free core busy and returns it, or -1.
+int32_t Scheduler::take_free_core(Group& group) {
+  const int32_t next = group.first_core_ + group.next_;
+  int32_t core = find_free_core(next, group.first_core_ + group.count_);
+  if (core < 0) core = find_free_core(group.first_core_, next);
+  if (core < 0) return -1;
+  free_[core / kWordBits] &= ~(uint64_t{1} << core % kWordBits);
+  ++busy_cores_;
+  group.next_ = (core - group.first_core_ + 1) % group.count_;
+  return core;
+}
+
 bool Scheduler::all_silent(const Group& group) const {
-  for (int32_t i = 0; i < group.count_; ++i) {
-    if (!cores_[group.first_core_ + i]->silent) return false;
-  }
-  return true;
+  if (silent_cores_ < group.count_) return false;
+  const auto first = cores_.begin() + group.first_core_;
+  return std::all_of(first, first + group.count_, [](const auto& core) { return core->silent; });
 }
 
 /// The queued job that has waited longest of those the core may compute, or null.
@@ -94,20 +118,23 @@ std::shared_ptr<Job> Scheduler::pop_oldest(int32_t core_index) {
   return job;
 }
 
-/// Books the inference that ended and gives the core to the next one, if any.
-void Scheduler::finished(int32_t core_index, Clock::time_point since) {
+/// Books the inference that ended, gives the core to the next one, if any, and returns how long it
+/// took.
+Scheduler::Duration Scheduler::finished(int32_t core_index, Clock::time_point since) {
   Core& core = *cores_[core_index];
+  const Duration took = Clock::now() - since;
   ++core.counts.executions;
-  core.counts.busy += Clock::now() - since;
-  core.silent = false;
+  core.counts.busy += took;
+  if (std::exchange(core.silent, false)) --silent_cores_;
   core.next = closed_ ? nullptr : pop_oldest(core_index);
   if (core.next != nullptr) {
     // The core stays busy; its own thread, which start() made, goes on, whoever held it until now.
     core.wake.notify_one();
-    return;
+    return took;
   }
-  core.busy = false;
+  free_[core_index / kWordBits] |= uint64_t{1} << core_index % kWordBits;
   if (--busy_cores_ == 0) idle_.notify_all();
+  return took;
 }
 
 std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group) {
@@ -117,9 +144,9 @@ std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group) {
   return Lease(*this, core, core - group.first_core_);
 }
 
-void Scheduler::release(const Lease& lease) {
+Scheduler::Duration Scheduler::release(const Lease& lease) {
   MutexLock lock(mutex_);
-  finished(lease.core_, lease.since_);
+  return finished(lease.core_, lease.since_);
 }
 
 void Scheduler::run(Group& group, const std::shared_ptr<Job>& job, Duration timeout) {
@@ -133,17 +160,10 @@ void Scheduler::start(Group& group, const std::shared_ptr<Job>& job) {
   if (all_silent(group)) {
     throw std::runtime_error(
         "no core of this subgraph answers: an inference ran past NEURON_RT_EXEC_TIMEOUT on each "
-        "and "
-        "has not come back; move the module to other cores with set_neuron_cores");
+        "and has not come back; move the module to other cores with set_neuron_cores");
   }
-  // Threads start before anything is marked, so that a refused thread leaves all as it was. Every
-  // core of the group may be asked to take over a queued job.
-  for (int32_t i = 0; i < group.count_; ++i) {
-    Core& core = *cores_[group.first_core_ + i];
-    if (!core.thread.joinable()) {
-      core.thread = std::thread(&Scheduler::core_thread, this, group.first_core_ + i);
-    }
-  }
+  // Before anything is marked, so that a refused thread leaves all as it was.
+  if (!group.has_threads_) start_threads(group);
   job->ticket_ = next_ticket_++;
   job->first_core_ = group.first_core_;
   const int32_t core_index = take_free_core(group);
@@ -154,6 +174,16 @@ void Scheduler::start(Group& group, const std::shared_ptr<Job>& job) {
   }
   cores_[core_index]->next = job;
   cores_[core_index]->wake.notify_one();
+}
+
+/// Every core of the group may be asked to take over a queued job.
+void Scheduler::start_threads(Group& group) {
+  for (int32_t i = 0; i < group.count_; ++i) {
+    Core& core = *cores_[group.first_core_ + i];
+    if (core.thread.joinable()) continue;
+    core.thread = std::thread(&Scheduler::core_thread, this, group.first_core_ + i);
+  }
+  group.has_threads_ = true;
 }
 
 void Scheduler::await(Job& job, Duration timeout) {
@@ -200,7 +230,7 @@ bool Scheduler::silence_if_running(Job& job) {
     core_index = job.core_;
   }
   Core& core = *cores_[core_index];
-  core.silent = true;
+  if (!std::exchange(core.silent, true)) ++silent_cores_;
   for (Group* group : core.groups) {
     if (!all_silent(*group)) continue;
     for (auto& queued : group->queue_) {

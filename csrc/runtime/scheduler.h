@@ -75,6 +75,7 @@ class Scheduler {
     const int32_t count_;
     // Guarded by Scheduler::mutex_, which the analysis cannot name from here.
     int32_t next_ = 0;
+    bool has_threads_ = false;  ///< each of its cores
     std::deque<std::shared_ptr<Job>> queue_;
   };
 
@@ -85,6 +86,9 @@ class Scheduler {
     Lease& operator=(Lease&&) = delete;
     ~Lease();
     int32_t replica() const { return replica_; }
+
+    /// Gives the core back now and returns how long it was held. To be called once.
+    Duration end();
 
    private:
     friend class Scheduler;
@@ -116,7 +120,6 @@ class Scheduler {
 
  private:
   struct Core {
-    bool busy = false;
     bool silent = false;  ///< an inference ran out of time and has not come back
     std::vector<Group*> groups;
     CoreCounts counts;
@@ -126,11 +129,13 @@ class Scheduler {
   };
 
   void core_thread(int32_t core_index) EXCLUDES(mutex_);
+  void start_threads(Group& group) REQUIRES(mutex_);
+  int32_t find_free_core(int32_t begin, int32_t end) const REQUIRES(mutex_);
   int32_t take_free_core(Group& group) REQUIRES(mutex_);
   bool all_silent(const Group& group) const REQUIRES(mutex_);
   std::shared_ptr<Job> pop_oldest(int32_t core_index) REQUIRES(mutex_);
-  void finished(int32_t core_index, CondVar::Clock::time_point since) REQUIRES(mutex_);
-  void release(const Lease& lease) EXCLUDES(mutex_);
+  Duration finished(int32_t core_index, CondVar::Clock::time_point since) REQUIRES(mutex_);
+  Duration release(const Lease& lease) EXCLUDES(mutex_);
   void start(Group& group, const std::shared_ptr<Job>& job) EXCLUDES(mutex_);
   void await(Job& job, Duration timeout) EXCLUDES(mutex_);
   bool silence_if_running(Job& job) EXCLUDES(mutex_);
@@ -139,7 +144,10 @@ class Scheduler {
   mutable Mutex mutex_;
   CondVar idle_;
   std::vector<std::unique_ptr<Core>> cores_ GUARDED_BY(mutex_);
+  /// A bit per core, so that the search for a free one costs the same however many there are.
+  std::vector<uint64_t> free_ GUARDED_BY(mutex_);
   int32_t busy_cores_ GUARDED_BY(mutex_) = 0;
+  int32_t silent_cores_ GUARDED_BY(mutex_) = 0;
   int32_t queued_jobs_ GUARDED_BY(mutex_) = 0;
   int64_t next_ticket_ GUARDED_BY(mutex_) = 0;
   bool stopping_ GUARDED_BY(mutex_) = false;

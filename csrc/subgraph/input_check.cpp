@@ -29,7 +29,7 @@ bool fits(const TensorSpec& spec, const at::Tensor& tensor) {
 
 }  // namespace
 
-void check_inputs(const Executable& executable, const std::vector<at::Tensor>& inputs) {
+void check_inputs(const Executable& executable, runtime::TensorRefs inputs) {
   if (inputs.size() != executable.inputs.size()) {
     std::vector<std::string> names;
     for (const auto& spec : executable.inputs) names.push_back(spec.name);

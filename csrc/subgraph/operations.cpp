@@ -43,8 +43,7 @@ void move(const Subgraphs& subgraphs, const Placement& placement) {
 
 }  // namespace
 
-std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs,
-                                const SubgraphHandle& subgraph) {
+runtime::Tensors forward(runtime::TensorRefs inputs, const SubgraphHandle& subgraph) {
   Runtime::check_not_forked();
   const runtime::ExitGate gate;
   return subgraph->get()->forward(inputs);

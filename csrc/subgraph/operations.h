@@ -14,8 +14,7 @@ namespace neuron::subgraph {
 /// C++ functions call these. Contracts stand with those: include/neuron_ext/*.h.
 using Subgraphs = std::vector<SubgraphHandle>;
 
-std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs,
-                                const SubgraphHandle& subgraph);
+runtime::Tensors forward(runtime::TensorRefs inputs, const SubgraphHandle& subgraph);
 
 /// All move, or none; those with the async flag then follow in the background.
 void set_neuron_cores(const Subgraphs& subgraphs, int64_t start_nc, int64_t nc_count);

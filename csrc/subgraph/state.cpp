@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <limits>
+#include <optional>
 #include <utility>
 
 #include "runtime/quick_checksum.h"
@@ -184,12 +185,20 @@ void check_version(int64_t version) {
   }
 }
 
-/// The checksum saved with `bytes`; computed where a fresh trace has none yet.
-int64_t read_checksum(const State& state, const std::string& field, const at::Tensor& bytes) {
-  if (!bytes.defined()) return 0;
-  const auto& ints = std::get<1>(state);
-  const auto found = ints.find(field);
-  return found != ints.end() ? found->value() : runtime::quick_checksum(bytes);
+/// The bytes of the field `name` with the digests that stand beside them; null if there are none.
+/// A fresh trace has no checksum yet: it is computed.
+runtime::ContentPtr read_content(const State& state, const StateReader& reader,
+                                 const std::string& name) {
+  const at::Tensor bytes = reader.bytes(name);
+  if (!bytes.defined()) return nullptr;
+  std::optional<int64_t> checksum;
+  if (name != "code") {
+    const auto& ints = std::get<1>(state);
+    const auto found = ints.find("checksum_" + name);
+    checksum = found != ints.end() ? found->value() : runtime::quick_checksum(bytes);
+  }
+  return std::make_shared<runtime::Content>(bytes, reader.text_or_empty("sha256_" + name),
+                                            checksum);
 }
 
 }  // namespace
@@ -238,21 +247,16 @@ Decoded decode(const State& state, Origin origin) {
                               reader.text_or_empty("torch_version"),
                               reader.text_or_empty("runtime")};
   executable->producer = reader.text_or_empty("producer");
-  executable->code = reader.bytes("code");
-  executable->code_sha256 = reader.text_or_empty("sha256_code");
-  executable->weights = reader.bytes("weights");
-  executable->weights_sha256 = reader.text_or_empty("sha256_weights");
-  executable->weights_checksum = read_checksum(state, "checksum_weights", executable->weights);
-  executable->graph = reader.bytes("graph");
-  executable->graph_sha256 = reader.text_or_empty("sha256_graph");
-  executable->graph_checksum = read_checksum(state, "checksum_graph", executable->graph);
-  executable->constants = read_constants(reader, executable->weights);
+  executable->constants = read_constants(reader, reader.bytes("weights"));
+  executable->code = read_content(state, reader, "code");
+  executable->weights = read_content(state, reader, "weights");
+  executable->graph = read_content(state, reader, "graph");
   if (executable->format == Format::kInductor) {
-    if (!executable->code.defined()) StateReader::reject("code", "is missing");
+    if (executable->code == nullptr) StateReader::reject("code", "is missing");
     reader.text("arch");
     reader.text("torch_version");
   }
-  if (executable->format == Format::kTorchScript && !executable->graph.defined()) {
+  if (executable->format == Format::kTorchScript && executable->graph == nullptr) {
     StateReader::reject("graph", "is missing");
   }
   // Last, so that a field that is bad in itself is named.
@@ -331,20 +335,15 @@ State encode(const Executable& executable, const Wishes& wishes) {
         at::from_blob(opaque.data(), {static_cast<int64_t>(opaque.size())}, at::kByte).clone());
   }
 
-  if (executable.code.defined()) {
-    tensors.insert("code", executable.code);
-    strings.insert("sha256_code", executable.code_sha256);
-  }
-  if (executable.weights.defined()) {
-    tensors.insert("weights", executable.weights);
-    strings.insert("sha256_weights", executable.weights_sha256);
-    ints.insert("checksum_weights", executable.weights_checksum);
-  }
-  if (executable.graph.defined()) {
-    tensors.insert("graph", executable.graph);
-    strings.insert("sha256_graph", executable.graph_sha256);
-    ints.insert("checksum_graph", executable.graph_checksum);
-  }
+  const auto write_content = [&](const std::string& name, const runtime::ContentPtr& content) {
+    if (content == nullptr) return;
+    tensors.insert(name, content->bytes());
+    strings.insert("sha256_" + name, content->sha256());
+    if (content->checksum()) ints.insert("checksum_" + name, *content->checksum());
+  };
+  write_content("code", executable.code);
+  write_content("weights", executable.weights);
+  write_content("graph", executable.graph);
   strings.insert(kDigestField, state_digest(state));
   return state;
 }

@@ -192,14 +192,14 @@ Subgraph::ReplicaSetPtr Subgraph::ready_replicas() {
   }
 }
 
-std::vector<at::Tensor> Subgraph::forward(const std::vector<at::Tensor>& inputs) {
+runtime::Tensors Subgraph::forward(runtime::TensorRefs inputs) {
   check_inputs(*executable_, inputs);
   const ReplicaSetPtr replicas = ready_replicas();
   bool contiguous = true;
   for (const auto& input : inputs) contiguous = contiguous && input.is_contiguous();
   if (contiguous) return replicas->execute(inputs);
 
-  std::vector<at::Tensor> dense;
+  runtime::Tensors dense;
   for (const auto& input : inputs) dense.push_back(input.contiguous());
   auto outputs = replicas->execute(dense);
   for (const int64_t index : executable_->mutated_inputs) {

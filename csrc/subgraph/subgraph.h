@@ -40,7 +40,7 @@ class Subgraph : public std::enable_shared_from_this<Subgraph> {
 
   /// Computes; loads first if need be, and waits for a load under way.
   /// @throws std::invalid_argument for inputs that do not fit; a load's error, once for each load.
-  std::vector<at::Tensor> forward(const std::vector<at::Tensor>& inputs);
+  runtime::Tensors forward(runtime::TensorRefs inputs);
 
   /// Starts a background load if nothing is loaded, loading or failed.
   void start_loading();

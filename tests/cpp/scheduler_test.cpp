@@ -10,6 +10,7 @@
 #include <semaphore>
 #include <stdexcept>
 #include <thread>
+#include <utility>
 #include <vector>
 
 namespace neuron::runtime {
@@ -46,6 +47,52 @@ TEST(Scheduler, OneCallerGoesRoundRobinFromTheFirstCore) {
   EXPECT_EQ(scheduler.counts(0).executions, 0);
   EXPECT_EQ(scheduler.counts(1).executions, 34);
   EXPECT_EQ(scheduler.counts(3).executions, 33);
+}
+
+TEST(Scheduler, RoundRobinPastBusyCoresHoldsForAnyNumberOfCores) {
+  // 64 free cores stand in one word of memory: windows that begin, end and wrap anywhere.
+  Scheduler scheduler(200, ignore_core);
+  for (const auto& [first, count] : {std::pair{0, 200}, {0, 64}, {63, 2}, {64, 64}, {1, 130}}) {
+    Group group(scheduler, first, count);
+    std::vector<Scheduler::Lease> held;
+    for (int32_t replica = 0; replica < count; replica += 2) {  // every other core stays busy
+      for (;;) {
+        auto lease = scheduler.try_lease(group);
+        ASSERT_TRUE(lease);
+        if (lease->replica() == replica) {
+          held.push_back(std::move(*lease));
+          break;
+        }
+      }
+    }
+    std::vector<int32_t> free_ones;
+    for (int32_t replica = 1; replica < count; replica += 2) free_ones.push_back(replica);
+    const int32_t rounds = 3 * static_cast<int32_t>(free_ones.size());
+    int32_t start = -1;
+    for (int32_t i = 0; i < rounds; ++i) {
+      const auto lease = scheduler.try_lease(group);
+      ASSERT_TRUE(lease);
+      const auto at = std::find(free_ones.begin(), free_ones.end(), lease->replica());
+      ASSERT_NE(at, free_ones.end()) << lease->replica() << " is busy";
+      const auto position = static_cast<int32_t>(at - free_ones.begin());
+      if (start < 0) start = position;
+      ASSERT_EQ(position, (start + i) % static_cast<int32_t>(free_ones.size())) << count;
+    }
+    EXPECT_EQ(scheduler.busy(), static_cast<int32_t>(held.size()));
+  }
+  EXPECT_EQ(scheduler.busy(), 0);
+}
+
+TEST(Scheduler, ALeaseThatEndsTellsHowLongItWasAndFreesItsCore) {
+  Scheduler scheduler(1, ignore_core);
+  Group group(scheduler, 0, 1);
+  auto lease = scheduler.try_lease(group);
+  ASSERT_TRUE(lease);
+  EXPECT_FALSE(scheduler.try_lease(group));
+  const auto took = lease->end();
+  EXPECT_EQ(scheduler.counts(0).busy, took);
+  EXPECT_EQ(scheduler.counts(0).executions, 1);
+  EXPECT_TRUE(scheduler.try_lease(group));
 }
 
 TEST(Scheduler, LeasesAndJobsShareOneRoundRobin) {

@@ -24,11 +24,11 @@ Executable inductor_executable() {
   executable.outputs = {{"", at::kBFloat16, {0, 7}}};
   executable.mutated_inputs = {1};
   executable.requirements = {"x86_64", {"avx2", "fma"}, "2.13.0", "host"};
-  executable.code = at::arange(100, at::kByte);
-  executable.code_sha256 = "c0de";
-  executable.weights = at::arange(192, at::kByte);
-  executable.weights_sha256 = "3e19";
-  executable.weights_checksum = runtime::quick_checksum(executable.weights);
+  executable.code =
+      std::make_shared<runtime::Content>(at::arange(100, at::kByte), "c0de", std::nullopt);
+  const auto weights = at::arange(192, at::kByte);
+  executable.weights =
+      std::make_shared<runtime::Content>(weights, "3e19", runtime::quick_checksum(weights));
   executable.constants = {
       {"w", "net.weight", at::kFloat, at::kStrided, 0, 64, {4, 4}, {1, 4}, {}},
       {"_frozen_param0",
@@ -69,9 +69,9 @@ TEST(State, DecodesToWhatWasEncoded) {
   EXPECT_EQ(executable->requirements.arch, "x86_64");
   EXPECT_EQ(executable->requirements.cpu_features, original.requirements.cpu_features);
   EXPECT_EQ(executable->requirements.torch_version, "2.13.0");
-  EXPECT_TRUE(at::equal(executable->code, original.code));
-  EXPECT_TRUE(at::equal(executable->weights, original.weights));
-  EXPECT_FALSE(executable->graph.defined());
+  EXPECT_TRUE(at::equal(executable->code->bytes(), original.code->bytes()));
+  EXPECT_TRUE(at::equal(executable->weights->bytes(), original.weights->bytes()));
+  EXPECT_EQ(executable->graph, nullptr);
   ASSERT_EQ(executable->constants.size(), 3U);
   EXPECT_EQ(executable->constants[0].strides, (std::vector<int64_t>{1, 4}));
   EXPECT_EQ(executable->constants[0].fqn, "net.weight");
@@ -83,7 +83,7 @@ TEST(State, DecodesToWhatWasEncoded) {
 TEST(State, SharesTensorsAndDoesNotCopyThem) {
   const State state = good_state();
   const auto decoded = decode(state, Origin::kTrace);
-  EXPECT_EQ(decoded.executable->weights.const_data_ptr(),
+  EXPECT_EQ(decoded.executable->weights->bytes().const_data_ptr(),
             std::get<5>(state).at("weights").const_data_ptr());
 }
 

@@ -17,14 +17,16 @@
 namespace neuron::testing {
 
 using runtime::Executable;
+using runtime::TensorRefs;
+using runtime::Tensors;
 
 /// What a StubBackend does, and what it has seen. Shared by the backend, its replicas and the test.
 struct Stub {
   /// Called by each load with the core; may block or throw.
   std::function<void(int32_t core)> on_load = [](int32_t) {};
   /// Called by each inference with the core; its result is the inference's.
-  std::function<std::vector<at::Tensor>(int32_t core, const std::vector<at::Tensor>&)> on_execute =
-      [](int32_t, const std::vector<at::Tensor>& inputs) { return inputs; };
+  std::function<Tensors(int32_t core, TensorRefs inputs)> on_execute =
+      [](int32_t, TensorRefs inputs) { return Tensors(inputs.begin(), inputs.end()); };
   bool may_borrow_thread = false;
 
   std::atomic<int> loads{0};    ///< that succeeded
@@ -39,9 +41,7 @@ class StubReplica final : public runtime::Replica {
     ++stub_->loads;
   }
   ~StubReplica() override { ++stub_->frees; }
-  std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs) override {
-    return stub_->on_execute(core_, inputs);
-  }
+  Tensors execute(TensorRefs inputs) override { return stub_->on_execute(core_, inputs); }
 
  private:
   const std::shared_ptr<Stub> stub_;
@@ -93,7 +93,7 @@ inline subgraph::State make_state(const subgraph::Wishes& wishes = {}) {
   executable.format = runtime::Format::kTorchScript;
   executable.inputs = {{"x", at::kFloat, {2}}};
   executable.outputs = {{"", at::kFloat, {2}}};
-  executable.graph = at::zeros({1}, at::kByte);
+  executable.graph = std::make_shared<runtime::Content>(at::zeros({1}, at::kByte), "", 0);
   return subgraph::encode(executable, wishes);
 }
 

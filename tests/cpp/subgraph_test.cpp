@@ -18,6 +18,8 @@ namespace neuron::subgraph {
 namespace {
 
 using runtime::Runtime;
+using runtime::TensorRefs;
+using runtime::Tensors;
 using namespace std::chrono_literals;
 using Cores = std::vector<int64_t>;
 
@@ -189,9 +191,9 @@ TEST_F(SubgraphTest, AMoveLoadsPublishesAndThenFrees) {
   EXPECT_EQ(cores_of(handle), (Cores{2, 3}));
   EXPECT_EQ(stub_->alive(), 2);
   std::vector<int32_t> ran_on;
-  stub_->on_execute = [&](int32_t core, const auto& inputs) {
+  stub_->on_execute = [&](int32_t core, TensorRefs inputs) {
     ran_on.push_back(core);
-    return inputs;
+    return Tensors(inputs.begin(), inputs.end());
   };
   for (int i = 0; i < 3; ++i) run(handle);
   EXPECT_EQ(ran_on, (std::vector<int32_t>{2, 3, 2}));
@@ -258,12 +260,12 @@ TEST_F(SubgraphTest, RequestsGoOnDuringAMoveAndTheOldReplicaIsFreedAfterTheLast)
   const auto handle = from_file();
   std::binary_semaphore in_flight(0);
   std::binary_semaphore finish(0);
-  stub_->on_execute = [&](int32_t core, const std::vector<at::Tensor>& inputs) {
+  stub_->on_execute = [&](int32_t core, TensorRefs inputs) {
     if (core == 0) {
       in_flight.release();
       finish.acquire();
     }
-    return inputs;
+    return Tensors(inputs.begin(), inputs.end());
   };
   auto slow = std::async(std::launch::async, [&] { return run(handle, 1); });
   in_flight.acquire();
@@ -303,9 +305,9 @@ TEST_F(SubgraphTest, AModuleDroppedWhileItLoadsIsFreed) {
 
 TEST_F(SubgraphTest, WrongInputsAreNamedBeforeAnythingRuns) {
   const auto handle = from_file();
-  stub_->on_execute = [](int32_t, const auto& inputs) {
+  stub_->on_execute = [](int32_t, TensorRefs inputs) {
     ADD_FAILURE() << "ran";
-    return inputs;
+    return Tensors(inputs.begin(), inputs.end());
   };
   const auto refusal = [&](std::vector<at::Tensor> inputs) -> std::string {
     try {
@@ -329,9 +331,9 @@ TEST_F(SubgraphTest, WrongInputsAreNamedBeforeAnythingRuns) {
 
 TEST_F(SubgraphTest, NonContiguousInputsArriveDense) {
   const auto handle = from_file();
-  stub_->on_execute = [](int32_t, const std::vector<at::Tensor>& inputs) {
+  stub_->on_execute = [](int32_t, TensorRefs inputs) {
     EXPECT_TRUE(inputs[0].is_contiguous());
-    return inputs;
+    return Tensors(inputs.begin(), inputs.end());
   };
   const auto strided = at::arange(4, at::kFloat).slice(0, 0, 4, 2);
   EXPECT_TRUE(at::equal(forward({strided}, handle)[0], strided));
@@ -339,10 +341,9 @@ TEST_F(SubgraphTest, NonContiguousInputsArriveDense) {
 
 TEST_F(SubgraphTest, AnInferenceThatThrowsFailsItsCallerOnly) {
   const auto handle = from_file();
-  stub_->on_execute = [](int32_t,
-                         const std::vector<at::Tensor>& inputs) -> std::vector<at::Tensor> {
+  stub_->on_execute = [](int32_t, TensorRefs inputs) -> Tensors {
     if (inputs[0][0].item<float>() < 0) throw std::runtime_error("negative");
-    return inputs;
+    return Tensors(inputs.begin(), inputs.end());
   };
   EXPECT_EQ(error_of([&] { run(handle, -1); }), "negative");
   EXPECT_EQ(run(handle, 1), 1);
@@ -353,10 +354,10 @@ TEST_F(SubgraphTest, BriefInferencesRunOnTheCallersThreadInTheSameOrder) {
   const auto handle = from_file({.placement = {0, 4}});
   std::vector<int32_t> ran_on;
   std::thread::id thread;
-  stub_->on_execute = [&](int32_t core, const auto& inputs) {
+  stub_->on_execute = [&](int32_t core, TensorRefs inputs) {
     ran_on.push_back(core);
     thread = std::this_thread::get_id();
-    return inputs;
+    return Tensors(inputs.begin(), inputs.end());
   };
   for (int i = 0; i < 1000 && thread != std::this_thread::get_id(); ++i) run(handle);
   EXPECT_EQ(thread, std::this_thread::get_id());
@@ -365,9 +366,7 @@ TEST_F(SubgraphTest, BriefInferencesRunOnTheCallersThreadInTheSameOrder) {
 
 TEST_F(SubgraphTest, MovesReplicationsAndUnloadsLoseNoRequest) {
   const auto handle = from_file();
-  stub_->on_execute = [](int32_t, const std::vector<at::Tensor>& inputs) {
-    return std::vector<at::Tensor>{inputs[0] * 2};
-  };
+  stub_->on_execute = [](int32_t, TensorRefs inputs) { return Tensors{inputs[0] * 2}; };
   std::atomic<bool> stop{false};
   std::atomic<int> wrong{0};
   std::vector<std::thread> callers;

@@ -90,9 +90,10 @@ class Program final : public InductorProgram {
  public:
   explicit Program(std::shared_ptr<const Executable> executable)
       : executable_(std::move(executable)),
-        api_(find_api(map_native_library(executable_->code, executable_->code_sha256))) {
+        api_(find_api(map_native_library(executable_->code->bytes(), executable_->code->sha256()))),
+        weights_(executable_->weights != nullptr ? executable_->weights->bytes() : at::Tensor()) {
     for (const auto& constant : executable_->constants) {
-      constants_.push_back(make_constant(executable_->weights, constant));
+      constants_.push_back(make_constant(weights_, constant));
     }
   }
 
@@ -104,15 +105,16 @@ class Program final : public InductorProgram {
 
   /// Whether the tensor's bytes are the weights': a model that returns a parameter of its own.
   bool is_weight(const at::Tensor& tensor) const {
-    if (!executable_->weights.defined()) return false;
-    const auto* begin = static_cast<const uint8_t*>(executable_->weights.const_data_ptr());
+    if (!weights_.defined()) return false;
+    const auto* begin = static_cast<const uint8_t*>(weights_.const_data_ptr());
     const auto* data = static_cast<const uint8_t*>(tensor.const_data_ptr());
-    return data >= begin && data < begin + executable_->weights.numel();
+    return data >= begin && data < begin + weights_.numel();
   }
 
  private:
   const std::shared_ptr<const Executable> executable_;
   const Api api_;
+  const at::Tensor weights_;
   std::vector<at::Tensor> constants_;
 };
 
@@ -135,7 +137,7 @@ class InductorReplica final : public Replica {
   InductorReplica(const InductorReplica&) = delete;
   InductorReplica& operator=(const InductorReplica&) = delete;
 
-  std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs) override {
+  Tensors execute(TensorRefs inputs) override {
     const CoreScope scope(intra_op_threads_);
     // The code takes over the input handles, also when it fails; a handle of ours is one more
     // reference to the tensor.
@@ -146,7 +148,7 @@ class InductorReplica final : public Replica {
           api().run(container_, in.data(), in.size(), out.data(), out.size(), /*stream=*/nullptr,
                     /*proxy_executor=*/nullptr),
           "it computed");
-    std::vector<at::Tensor> outputs;
+    Tensors outputs;
     outputs.reserve(out.size());
     for (AtenTensorHandle handle : out) {
       outputs.push_back(std::move(*tensor_handle_to_tensor_pointer(handle)));

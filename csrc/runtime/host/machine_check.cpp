@@ -53,7 +53,7 @@ Format choose_format(const Executable& executable) {
   std::string reason = native_code_allowed() ? obstacle(executable.requirements)
                                              : "NEURON_EXT_NATIVE_CODE=deny forbids native code";
   if (reason.empty()) return Format::kInductor;
-  if (executable.graph.defined()) {
+  if (executable.graph != nullptr) {
     log(LogLevel::kWarning, message("subgraph '", executable.name,
                                     "' runs its portable graph, not its native code: ", reason));
     return Format::kTorchScript;

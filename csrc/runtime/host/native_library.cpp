@@ -14,6 +14,7 @@
 
 #include "common/message.h"
 #include "common/mutex.h"
+#include "runtime/host/parallel_regions.h"
 
 namespace neuron::runtime::host {
 namespace {
@@ -95,6 +96,7 @@ void* map_native_library(const at::Tensor& code, const std::string& sha256) {
         message("native code cannot be mapped: ",
                 reason != nullptr ? reason : "the dynamic linker gave no reason"));
   }
+  serve_parallel_regions(handle);
   mapped.emplace(sha256, handle);
   return handle;
 }

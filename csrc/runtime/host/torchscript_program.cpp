@@ -5,10 +5,12 @@
 
 #include <algorithm>
 #include <cstring>
+#include <map>
 #include <stdexcept>
 #include <utility>
 
 #include "common/message.h"
+#include "common/mutex.h"
 #include "runtime/host/integrity.h"
 #include "runtime/host/thread_settings.h"
 
@@ -33,9 +35,9 @@ class TensorReader final : public caffe2::serialize::ReadAdapterInterface {
   const at::Tensor bytes_;
 };
 
-torch::jit::Module read_graph(const Executable& executable) {
+torch::jit::Module read_graph(const Executable& executable, const at::Tensor& graph) {
   try {
-    auto module = torch::jit::load(std::make_shared<TensorReader>(executable.graph));
+    auto module = torch::jit::load(std::make_shared<TensorReader>(graph));
     module.eval();
     return module;
   } catch (const c10::Error& error) {
@@ -44,24 +46,51 @@ torch::jit::Module read_graph(const Executable& executable) {
   }
 }
 
+/// The module of the executable's graph; one for all executables that share the graph's bytes,
+/// since reading them copies the weights in them.
+std::shared_ptr<const torch::jit::Module> shared_module(const Executable& executable) {
+  struct Read {
+    at::Tensor graph;  // kept, so that its address names it
+    torch::jit::Module module;
+  };
+  static Mutex mutex;
+  static auto& modules = *new std::map<const void*, std::weak_ptr<const Read>>();
+
+  const at::Tensor graph = executable.graph->bytes();
+  const void* key = graph.const_data_ptr();
+  std::shared_ptr<const Read> read;
+  {
+    MutexLock lock(mutex);
+    std::erase_if(modules, [](const auto& entry) { return entry.second.expired(); });
+    const auto found = modules.find(key);
+    if (found != modules.end()) read = found->second.lock();
+  }
+  if (read == nullptr) {
+    read = std::make_shared<const Read>(Read{graph, read_graph(executable, graph)});
+    MutexLock lock(mutex);
+    modules.insert_or_assign(key, read);
+  }
+  return {read, &read->module};
+}
+
 }  // namespace
 
 class TorchScriptReplica final : public Replica {
  public:
   TorchScriptReplica(std::shared_ptr<const TorchScriptProgram> program, int32_t intra_op_threads)
       : program_(std::move(program)),
-        forward_(program_->module_.get_method("forward")),
+        forward_(program_->module_->get_method("forward")),
         intra_op_threads_(intra_op_threads) {}
 
-  std::vector<at::Tensor> execute(const std::vector<at::Tensor>& inputs) override {
+  Tensors execute(TensorRefs inputs) override {
     const CoreScope scope(intra_op_threads_);
     std::vector<c10::IValue> arguments(inputs.begin(), inputs.end());
     const c10::IValue result = forward_(std::move(arguments));
-    std::vector<at::Tensor> outputs;
+    Tensors outputs;
     if (result.isTensor()) {
       outputs.push_back(result.toTensor());
     } else if (result.isTensorList()) {
-      outputs = result.toTensorVector();
+      for (const at::Tensor& tensor : result.toTensorVector()) outputs.push_back(tensor);
     } else {
       for (const auto& element : result.toTupleRef().elements()) {
         outputs.push_back(element.toTensor());
@@ -82,7 +111,7 @@ class TorchScriptReplica final : public Replica {
 };
 
 TorchScriptProgram::TorchScriptProgram(std::shared_ptr<const Executable> executable)
-    : executable_(std::move(executable)), module_(read_graph(*executable_)) {}
+    : executable_(std::move(executable)), module_(shared_module(*executable_)) {}
 
 std::shared_ptr<TorchScriptProgram> TorchScriptProgram::load(
     std::shared_ptr<const Executable> executable) {

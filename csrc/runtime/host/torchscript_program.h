@@ -22,7 +22,7 @@ class TorchScriptProgram : public std::enable_shared_from_this<TorchScriptProgra
   explicit TorchScriptProgram(std::shared_ptr<const Executable> executable);
 
   const std::shared_ptr<const Executable> executable_;
-  torch::jit::Module module_;
+  const std::shared_ptr<const torch::jit::Module> module_;
 };
 
 }  // namespace neuron::runtime::host
