@@ -8,6 +8,7 @@ from neuron_ext import experimental
 from neuron_ext._library import PACKAGE as _PACKAGE
 from neuron_ext._trace import trace
 from neuron_ext._version import __version__
+from neuron_ext.batching import dynamic_batch
 from neuron_ext.loading import async_load, lazy_load, unload, wait
 from neuron_ext.placement import (
     multicore_context,
@@ -27,6 +28,7 @@ __all__ = [
     "async_load",
     "cmake_prefix_path",
     "core_stats",
+    "dynamic_batch",
     "experimental",
     "lazy_load",
     "multicore_context",

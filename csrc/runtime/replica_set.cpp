@@ -1,8 +1,14 @@
 #include "runtime/replica_set.h"
 
+#include <c10/util/Exception.h>
+
 #include <algorithm>
+#include <deque>
 #include <exception>
+#include <stdexcept>
 #include <utility>
+
+#include "common/message.h"
 
 namespace neuron::runtime {
 namespace {
@@ -10,6 +16,23 @@ namespace {
 // A hand-over to another thread costs some 5 us, up to 70 us at the tail; for inferences shorter
 // than this it would show.
 constexpr int64_t kBriefNs = 200'000;
+
+/// The exception being handled, with the chunk named.
+std::exception_ptr chunk_error(size_t chunk, size_t count) {
+  const auto named = [&](const char* what) {
+    return std::make_exception_ptr(
+        std::runtime_error(message("chunk ", chunk + 1, " of ", count, ": ", what)));
+  };
+  try {
+    throw;
+  } catch (const c10::Error& error) {
+    return named(error.what_without_backtrace());
+  } catch (const std::exception& error) {
+    return named(error.what());
+  } catch (...) {
+    return named("unknown error");
+  }
+}
 
 }  // namespace
 
@@ -82,6 +105,50 @@ Tensors ReplicaSet::execute(TensorRefs inputs) {
   const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs);
   runtime_.scheduler().run(group_, job, runtime_.exec_timeout());
   return job->take_outputs();
+}
+
+std::vector<Tensors> ReplicaSet::execute_all(size_t count,
+                                             const std::function<Tensors(size_t)>& inputs_of) {
+  std::vector<Tensors> outputs(count);
+  std::exception_ptr failure;
+  const auto attempt = [&](size_t chunk, const auto& step) {
+    try {
+      step();
+    } catch (...) {
+      if (failure == nullptr) failure = chunk_error(chunk, count);
+    }
+  };
+  if (slots_.size() == 1) {
+    for (size_t chunk = 0; chunk < count && failure == nullptr; ++chunk) {
+      attempt(chunk, [&] { outputs[chunk] = execute(inputs_of(chunk)); });
+    }
+  } else {
+    // No more under way than keeps every replica busy: other callers wait for few of them.
+    const size_t most = 2 * slots_.size();
+    std::deque<std::pair<size_t, std::shared_ptr<ExecuteJob>>> under_way;
+    size_t next = 0;
+    for (;;) {
+      if (next < count && failure == nullptr && under_way.size() < most) {
+        attempt(next, [&] {
+          const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs_of(next));
+          runtime_.scheduler().start(group_, job);
+          under_way.emplace_back(next, job);
+        });
+        ++next;
+      } else if (!under_way.empty()) {
+        const auto [chunk, job] = std::move(under_way.front());
+        under_way.pop_front();
+        attempt(chunk, [&] {
+          runtime_.scheduler().await(*job, runtime_.exec_timeout());
+          outputs[chunk] = job->take_outputs();
+        });
+      } else {
+        break;
+      }
+    }
+  }
+  if (failure != nullptr) std::rethrow_exception(failure);
+  return outputs;
 }
 
 Tensors ReplicaSet::execute_on(int32_t replica, TensorRefs inputs) {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <atomic>
+#include <functional>
 #include <memory>
 #include <vector>
 
@@ -22,6 +23,11 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
 
   /// Computes on the next free replica. Inputs are as `Replica::execute` wants them.
   Tensors execute(TensorRefs inputs);
+
+  /// Computes `count` chunks on all replicas at once; `inputs_of` makes the inputs of one when its
+  /// turn has come.
+  /// @throws the first error, with the chunk named, when none of the chunks runs any more.
+  std::vector<Tensors> execute_all(size_t count, const std::function<Tensors(size_t)>& inputs_of);
 
   std::vector<int64_t> cores() const;
   std::vector<int64_t> executions() const;

@@ -108,6 +108,10 @@ class Scheduler {
   /// The job may then still be running: whoever made it must keep what it uses alive.
   void run(Group& group, const std::shared_ptr<Job>& job, Duration timeout);
 
+  /// The two halves of `run`. Each job that was started has to be awaited, once.
+  void start(Group& group, const std::shared_ptr<Job>& job) EXCLUDES(mutex_);
+  void await(Job& job, Duration timeout) EXCLUDES(mutex_);
+
   CoreCounts counts(int32_t core) const;
 
   /// How many cores compute now, and how many jobs wait for one.
@@ -136,8 +140,6 @@ class Scheduler {
   std::shared_ptr<Job> pop_oldest(int32_t core_index) REQUIRES(mutex_);
   Duration finished(int32_t core_index, CondVar::Clock::time_point since) REQUIRES(mutex_);
   Duration release(const Lease& lease) EXCLUDES(mutex_);
-  void start(Group& group, const std::shared_ptr<Job>& job) EXCLUDES(mutex_);
-  void await(Job& job, Duration timeout) EXCLUDES(mutex_);
   bool silence_if_running(Job& job) EXCLUDES(mutex_);
 
   const std::function<void(int32_t)> on_core_thread_;

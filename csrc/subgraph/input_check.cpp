@@ -29,6 +29,22 @@ bool fits(const TensorSpec& spec, const at::Tensor& tensor) {
 
 }  // namespace
 
+bool inputs_fit(const Executable& executable, runtime::TensorRefs inputs) {
+  if (inputs.size() != executable.inputs.size()) return false;
+  for (size_t i = 0; i < inputs.size(); ++i) {
+    if (!fits(executable.inputs[i], inputs[i])) return false;
+  }
+  return true;
+}
+
+void check_input(const Executable& executable, const TensorSpec& spec, const at::Tensor& input,
+                 const std::string& rule) {
+  if (fits(spec, input)) return;
+  throw std::invalid_argument(message("input '", spec.name, "' of subgraph '", executable.name,
+                                      "': expected ", describe(spec.dtype, spec.shape),
+                                      " on cpu, got ", describe(input), "; ", rule));
+}
+
 void check_inputs(const Executable& executable, runtime::TensorRefs inputs) {
   if (inputs.size() != executable.inputs.size()) {
     std::vector<std::string> names;
@@ -38,12 +54,8 @@ void check_inputs(const Executable& executable, runtime::TensorRefs inputs) {
                                         "), got ", inputs.size()));
   }
   for (size_t i = 0; i < inputs.size(); ++i) {
-    const TensorSpec& spec = executable.inputs[i];
-    if (fits(spec, inputs[i])) continue;
-    throw std::invalid_argument(message("input '", spec.name, "' of subgraph '", executable.name,
-                                        "': expected ", describe(spec.dtype, spec.shape),
-                                        " on cpu, got ", describe(inputs[i]),
-                                        "; a traced module takes what it was traced with"));
+    check_input(executable, executable.inputs[i], inputs[i],
+                "a traced module takes what it was traced with");
   }
 }
 

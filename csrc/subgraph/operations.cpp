@@ -8,6 +8,7 @@
 
 #include "common/message.h"
 #include "placement/context.h"
+#include "subgraph/batch.h"
 
 namespace neuron::subgraph {
 namespace {
@@ -66,6 +67,10 @@ void set_async_load(const Subgraphs& subgraphs, bool enable) {
 }
 
 void set_dynamic_batch(const Subgraphs& subgraphs, bool enable) {
+  // All or none.
+  for (const auto& subgraph : subgraphs) {
+    if (enable) check_batchable(subgraph->get()->executable());
+  }
   for (const auto& subgraph : subgraphs) subgraph->get()->set_dynamic_batch(enable);
 }
 

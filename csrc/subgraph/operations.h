@@ -21,6 +21,7 @@ void set_neuron_cores(const Subgraphs& subgraphs, int64_t start_nc, int64_t nc_c
 void set_multicore(const Subgraphs& subgraphs);
 void set_lazy_load(const Subgraphs& subgraphs, bool enable);
 void set_async_load(const Subgraphs& subgraphs, bool enable);
+/// @throws std::invalid_argument, and changes none, if one of them cannot be batched.
 void set_dynamic_batch(const Subgraphs& subgraphs, bool enable);
 std::vector<SubgraphStatus> status(const Subgraphs& subgraphs);
 bool wait(const Subgraphs& subgraphs, std::optional<double> timeout_seconds);

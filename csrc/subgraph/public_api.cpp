@@ -44,6 +44,10 @@ void async_load(torch::jit::Module& module, bool enable) {
   subgraph::set_async_load(subgraphs_of(module), enable);
 }
 
+void dynamic_batch(torch::jit::Module& module, bool enable) {
+  subgraph::set_dynamic_batch(subgraphs_of(module), enable);
+}
+
 std::vector<SubgraphStatus> status(const torch::jit::Module& module) {
   return subgraph::status(subgraphs_of(module));
 }

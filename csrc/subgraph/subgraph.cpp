@@ -6,6 +6,7 @@
 #include <utility>
 
 #include "common/message.h"
+#include "subgraph/batch.h"
 #include "subgraph/input_check.h"
 
 namespace neuron::subgraph {
@@ -34,6 +35,7 @@ void Subgraph::set_async_load(bool enable) {
 }
 
 void Subgraph::set_dynamic_batch(bool enable) {
+  if (enable) check_batchable(*executable_);
   MutexLock lock(mutex_);
   wishes_.dynamic_batch = enable;
 }
@@ -193,7 +195,10 @@ Subgraph::ReplicaSetPtr Subgraph::ready_replicas() {
 }
 
 runtime::Tensors Subgraph::forward(runtime::TensorRefs inputs) {
-  check_inputs(*executable_, inputs);
+  if (!inputs_fit(*executable_, inputs)) {
+    if (wishes().dynamic_batch) return forward_batch(inputs);
+    check_inputs(*executable_, inputs);
+  }
   const ReplicaSetPtr replicas = ready_replicas();
   bool contiguous = true;
   for (const auto& input : inputs) contiguous = contiguous && input.is_contiguous();
@@ -206,6 +211,18 @@ runtime::Tensors Subgraph::forward(runtime::TensorRefs inputs) {
     if (!inputs[index].is_contiguous()) inputs[index].copy_(dense[index]);
   }
   return outputs;
+}
+
+/// The replicas share the chunks of one call.
+runtime::Tensors Subgraph::forward_batch(runtime::TensorRefs inputs) {
+  const int64_t rows = check_batch(*executable_, inputs);
+  const int64_t size = chunk_rows(*executable_);
+  const auto count = static_cast<size_t>((rows + size - 1) / size);
+  const ReplicaSetPtr replicas = ready_replicas();
+  const auto outputs = replicas->execute_all(count, [&](size_t chunk) {
+    return chunk_of(*executable_, inputs, static_cast<int64_t>(chunk) * size);
+  });
+  return join_chunks(*executable_, outputs, rows);
 }
 
 void Subgraph::move_in_background(const Placement& placement) {

@@ -32,6 +32,7 @@ class Subgraph : public std::enable_shared_from_this<Subgraph> {
   Wishes wishes() const;
   void set_lazy_load(bool enable);
   void set_async_load(bool enable);
+  /// @throws std::invalid_argument if the executable cannot be batched.
   void set_dynamic_batch(bool enable);
 
   /// What `torch.jit.load` triggers: a load now, in the background, or none.
@@ -76,6 +77,7 @@ class Subgraph : public std::enable_shared_from_this<Subgraph> {
   void publish(ReplicaSetPtr replicas, const Placement* moved_to) EXCLUDES(mutex_);
   void fail(Failure failure) EXCLUDES(mutex_);
   ReplicaSetPtr ready_replicas() EXCLUDES(mutex_);
+  runtime::Tensors forward_batch(runtime::TensorRefs inputs);
   [[noreturn]] static void raise(const Failure& failure);
   static Failure current_failure();
 

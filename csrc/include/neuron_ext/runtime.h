@@ -22,6 +22,12 @@ NEURON_EXT_API void lazy_load(torch::jit::Module& module, bool enable = true);
 /// the module.
 NEURON_EXT_API void async_load(torch::jit::Module& module, bool enable = true);
 
+/// With dynamic batching, inputs may have any size in dimension 0, the same in all of them: the
+/// batch is cut into chunks of the size traced, the last one is padded, and the replicas share them.
+/// Saved with the module.
+/// @throws std::invalid_argument if not every input and output has the batch as dimension 0.
+NEURON_EXT_API void dynamic_batch(torch::jit::Module& module, bool enable = true);
+
 /// One entry per subgraph, in the order of the module's attributes.
 NEURON_EXT_API std::vector<SubgraphStatus> status(const torch::jit::Module& module);
 
