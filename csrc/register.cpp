@@ -30,6 +30,16 @@ std::vector<StatusTuple> status(const Subgraphs& subgraphs) {
   return all;
 }
 
+/// An op over the subgraphs of its first argument, `Any module`: a module, or a list of subgraphs.
+/// One op finds them and works on them: each way through PyTorch's bindings costs a caller in
+/// Python more than a move of the subgraph itself.
+template <typename... Arguments, typename Result>
+auto over_subgraphs(Result (*operation)(const Subgraphs&, Arguments...)) {
+  return [operation](const c10::IValue& module, std::decay_t<Arguments>... arguments) -> Result {
+    return operation(subgraph::find_subgraphs(module), std::move(arguments)...);
+  };
+}
+
 std::vector<CoreStatsTuple> core_stats() {
   std::vector<CoreStatsTuple> all;
   for (const auto& s : subgraph::core_stats()) {
@@ -75,19 +85,22 @@ TORCH_LIBRARY(neuron_ext, m) {
   // an op reaches Python as a RuntimeError, one raised by TorchScript itself does not.
   m.def("refuse", [](const std::string& why) { throw std::invalid_argument(why); });
   m.def("subgraphs", [](const c10::IValue& module) { return subgraph::find_subgraphs(module); });
-  m.def("set_neuron_cores", subgraph::set_neuron_cores);
-  m.def("set_multicore", subgraph::set_multicore);
-  m.def("set_lazy_load", subgraph::set_lazy_load);
-  m.def("set_async_load", subgraph::set_async_load);
-  m.def("set_dynamic_batch", subgraph::set_dynamic_batch);
-  m.def("status", status);
-  m.def("wait", subgraph::wait);
-  m.def("unload", subgraph::unload);
+  m.def("set_neuron_cores(Any module, int start_nc, int nc_count) -> ()",
+        over_subgraphs(subgraph::set_neuron_cores));
+  m.def("set_multicore(Any module) -> ()", over_subgraphs(subgraph::set_multicore));
+  m.def("set_lazy_load(Any module, bool enable) -> ()", over_subgraphs(subgraph::set_lazy_load));
+  m.def("set_async_load(Any module, bool enable) -> ()", over_subgraphs(subgraph::set_async_load));
+  m.def("set_dynamic_batch(Any module, bool enable) -> ()",
+        over_subgraphs(subgraph::set_dynamic_batch));
+  m.def("status", over_subgraphs(status));
+  m.def("wait(Any module, float? timeout) -> bool", over_subgraphs(subgraph::wait));
+  m.def("unload(Any module) -> ()", over_subgraphs(subgraph::unload));
   m.def("enter_neuron_cores_context", subgraph::enter_neuron_cores_context);
   m.def("enter_multicore_context", subgraph::enter_multicore_context);
   m.def("exit_context", exit_placement_context);
   m.def("prepare_exit", subgraph::prepare_exit);
   m.def("visible_core_count", subgraph::visible_core_count);
+  m.def("host_threads_per_core", subgraph::host_threads_per_core);
   m.def("core_stats", core_stats);
 }
 

@@ -4,9 +4,11 @@ Importing loads the library that registers the class ``torch.classes.neuron_ext.
 which ``torch.jit.load`` needs. It takes no core: that happens at first need.
 """
 
+from typing import TYPE_CHECKING
+from typing import Any as _Any
+
 from neuron_ext import experimental
 from neuron_ext._library import PACKAGE as _PACKAGE
-from neuron_ext._trace import trace
 from neuron_ext._version import __version__
 from neuron_ext.batching import dynamic_batch
 from neuron_ext.loading import async_load, lazy_load, unload, wait
@@ -18,8 +20,26 @@ from neuron_ext.placement import (
 )
 from neuron_ext.status import CoreStats, SubgraphStatus, core_stats, status, visible_core_count
 
+if TYPE_CHECKING:
+    from neuron_ext._trace import trace
+
 cmake_prefix_path = str(_PACKAGE / "share" / "cmake")
 """For ``CMAKE_PREFIX_PATH``, so that ``find_package(NeuronExt)`` finds the C++ side."""
+
+
+def __getattr__(name: str) -> _Any:
+    # Who serves models does not compile: what `trace` needs is imported when it is first asked for.
+    if name == "trace":
+        from neuron_ext._trace import trace
+
+        globals()["trace"] = trace
+        return trace
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
+
 
 __all__ = [
     "CoreStats",

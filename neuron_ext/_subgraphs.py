@@ -9,11 +9,12 @@ import torch
 from neuron_ext._library import ops
 
 
-def find_subgraphs(module: torch.nn.Module) -> list[Any]:
-    """Every ``NeuronSubgraph`` in ``module``, each once, in the order of attributes.
+def holder(module: torch.nn.Module) -> Any:
+    """What the ops take for ``module``: they find its subgraphs themselves, each once, in the order
+    of attributes.
 
-    Looks into ScriptModules (submodules, attributes, containers, and the constants of frozen
-    graphs), and through plain modules for the ScriptModules in them.
+    They look into ScriptModules (submodules, attributes, containers, and the constants of frozen
+    graphs); through plain modules, the ScriptModules in them are found here.
 
     Raises:
         ValueError: ``module`` is no ``torch.nn.Module``.
@@ -25,12 +26,17 @@ def find_subgraphs(module: torch.nn.Module) -> list[Any]:
         )
     # `_c`, since PyTorch never lets go of a ScriptModule that is itself passed to an operator.
     if isinstance(module, torch.jit.ScriptModule):
-        return list(ops.subgraphs(module._c))
+        return module._c
     found = [
         subgraph
         for child in module.modules()
         if isinstance(child, torch.jit.ScriptModule)
         for subgraph in ops.subgraphs(child._c)
     ]
-    # Several ScriptModules may hold the same one, each under a wrapper of its own in Python.
-    return list(ops.subgraphs(found)) if found else []
+    # An operator knows no type for an empty list.
+    return found or None
+
+
+def find_subgraphs(module: torch.nn.Module) -> list[Any]:
+    """Every ``NeuronSubgraph`` in ``module``, as `holder` says. Raises what that raises."""
+    return list(ops.subgraphs(holder(module)))

@@ -10,7 +10,7 @@ from typing import TypeVar
 import torch
 
 from neuron_ext._library import ops
-from neuron_ext._subgraphs import find_subgraphs
+from neuron_ext._subgraphs import holder
 
 Module = TypeVar("Module", bound=torch.nn.Module)
 
@@ -34,5 +34,5 @@ def dynamic_batch(trace: Module, enable: bool = True) -> Module:
             differ in another dimension, or from each other in dimension 0; out of a ScriptModule
             TorchScript makes a ``RuntimeError`` of that, with the same text.
     """
-    ops.set_dynamic_batch(find_subgraphs(trace), bool(enable))
+    ops.set_dynamic_batch(holder(trace), bool(enable))
     return trace

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 
 from neuron_ext._library import ops
-from neuron_ext._subgraphs import find_subgraphs
+from neuron_ext._subgraphs import holder
 
 
 def lazy_load(trace: torch.nn.Module, enable_lazy_load: bool = True) -> None:
@@ -22,7 +22,7 @@ def lazy_load(trace: torch.nn.Module, enable_lazy_load: bool = True) -> None:
         trace: a module with traced subgraphs; one without any is left alone.
         enable_lazy_load: on or off.
     """
-    ops.set_lazy_load(find_subgraphs(trace), bool(enable_lazy_load))
+    ops.set_lazy_load(holder(trace), bool(enable_lazy_load))
 
 
 def async_load(trace: torch.nn.Module, enable_async_load: bool = True) -> None:
@@ -35,7 +35,7 @@ def async_load(trace: torch.nn.Module, enable_async_load: bool = True) -> None:
         trace: a module with traced subgraphs; one without any is left alone.
         enable_async_load: on or off.
     """
-    ops.set_async_load(find_subgraphs(trace), bool(enable_async_load))
+    ops.set_async_load(holder(trace), bool(enable_async_load))
 
 
 def wait(module: torch.nn.Module, timeout: float | None = None) -> None:
@@ -52,7 +52,7 @@ def wait(module: torch.nn.Module, timeout: float | None = None) -> None:
         TimeoutError: a load still runs after ``timeout``. It goes on.
         ValueError: ``timeout`` is negative.
     """
-    if not ops.wait(find_subgraphs(module), None if timeout is None else float(timeout)):
+    if not ops.wait(holder(module), None if timeout is None else float(timeout)):
         raise TimeoutError(f"the module is still loading after {timeout} s; the load goes on")
 
 
@@ -61,4 +61,4 @@ def unload(module: torch.nn.Module) -> None:
 
     Waits for a load under way; requests in flight finish. Thread-safe.
     """
-    ops.unload(find_subgraphs(module))
+    ops.unload(holder(module))

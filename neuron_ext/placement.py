@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from neuron_ext._library import ops
-from neuron_ext._subgraphs import find_subgraphs
+from neuron_ext._subgraphs import holder
 from neuron_ext.status import visible_core_count
 
 
@@ -53,7 +53,7 @@ def set_neuron_cores(trace: torch.nn.Module, start_nc: int = -1, nc_count: int =
             where it was.
     """
     start_nc, nc_count = _whole_number("start_nc", start_nc), _whole_number("nc_count", nc_count)
-    ops.set_neuron_cores(find_subgraphs(trace), start_nc, nc_count)
+    ops.set_neuron_cores(holder(trace), start_nc, nc_count)
 
 
 def set_multicore(trace: torch.nn.Module) -> None:
@@ -61,7 +61,7 @@ def set_multicore(trace: torch.nn.Module) -> None:
 
     See :func:`set_neuron_cores`.
     """
-    ops.set_multicore(find_subgraphs(trace))
+    ops.set_multicore(holder(trace))
 
 
 @contextmanager

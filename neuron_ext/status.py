@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from neuron_ext._library import ops
-from neuron_ext._subgraphs import find_subgraphs
+from neuron_ext._subgraphs import holder
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def status(module: torch.nn.Module) -> list[SubgraphStatus]:
 
     Thread-safe; waits for nothing.
     """
-    return [SubgraphStatus(*fields) for fields in ops.status(find_subgraphs(module))]
+    return [SubgraphStatus(*fields) for fields in ops.status(holder(module))]
 
 
 def visible_core_count() -> int:

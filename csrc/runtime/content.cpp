@@ -2,10 +2,12 @@
 
 #include <c10/util/intrusive_ptr.h>
 
+#include <atomic>
 #include <cstring>
 #include <map>
 #include <utility>
 
+#include "common/parallel.h"
 #include "common/sha256.h"
 #include "runtime/quick_checksum.h"
 
@@ -66,10 +68,14 @@ class Pool {
 
 bool equal_bytes(const at::Tensor& one, const at::Tensor& other) {
   if (one.numel() != other.numel()) return false;
-  const void* begin = one.const_data_ptr();
-  const void* other_begin = other.const_data_ptr();
-  return begin == other_begin ||
-         std::memcmp(begin, other_begin, static_cast<size_t>(one.numel())) == 0;
+  const auto* data = static_cast<const uint8_t*>(one.const_data_ptr());
+  const auto* other_data = static_cast<const uint8_t*>(other.const_data_ptr());
+  if (data == other_data) return true;
+  std::atomic<bool> equal{true};
+  in_parallel(static_cast<size_t>(one.numel()), [&](size_t begin, size_t end) {
+    if (std::memcmp(data + begin, other_data + begin, end - begin) != 0) equal = false;
+  });
+  return equal;
 }
 
 }  // namespace

@@ -8,6 +8,7 @@
 
 #include "common/message.h"
 #include "placement/context.h"
+#include "runtime/host/host_backend.h"
 #include "subgraph/batch.h"
 
 namespace neuron::subgraph {
@@ -114,6 +115,10 @@ int64_t enter_neuron_cores_context(int64_t start_nc, int64_t nc_count) {
 
 int64_t enter_multicore_context() {
   return enter_placement_context(all_cores());
+}
+
+int64_t host_threads_per_core() {
+  return runtime::host::threads_per_core(runtime::Settings::from_environment().host_cores);
 }
 
 int64_t visible_core_count() {

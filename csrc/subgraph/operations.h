@@ -36,6 +36,10 @@ int64_t enter_multicore_context();
 void prepare_exit();
 
 int64_t visible_core_count();
+
+/// The threads that a core of the host runtime computes with under the settings of now. Takes no
+/// core.
+int64_t host_threads_per_core();
 std::vector<CoreStats> core_stats();
 
 }  // namespace neuron::subgraph

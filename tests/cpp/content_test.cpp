@@ -3,6 +3,7 @@
 #include <ATen/ops/arange.h>
 #include <ATen/ops/equal.h>
 #include <ATen/ops/from_blob.h>
+#include <ATen/ops/ones.h>
 #include <ATen/ops/zeros.h>
 #include <gtest/gtest.h>
 
@@ -114,6 +115,24 @@ TEST(Content, NoBytesAtAllAreFine) {
   Content other = content_of(at::zeros({0}, at::kByte));
   EXPECT_TRUE(one.verify(Check::kFull, false));
   EXPECT_TRUE(other.verify(Check::kFull, false));
+}
+
+TEST(Content, LargeBytesAreReadByPartsAndNoneIsMissed) {
+  constexpr int64_t kSize = (int64_t{70} << 20) + 5;  // several parts, the last of an odd size
+  at::Tensor bytes = at::ones({kSize}, at::kByte);
+  const auto word_of_ones = int64_t{0x0101010101010101};
+  const auto words = static_cast<uint64_t>(kSize / 8);
+  EXPECT_EQ(static_cast<uint64_t>(quick_checksum(bytes)),
+            words * static_cast<uint64_t>(word_of_ones) + 0x0101010101);
+  Content good(bytes, "the same", quick_checksum(bytes));
+  EXPECT_TRUE(good.verify(Check::kQuick, false));
+  for (const int64_t position : {int64_t{0}, kSize / 4 + 1, kSize / 2, kSize - 1}) {
+    at::Tensor changed = bytes.clone();
+    changed[position] = 2;
+    Content bad(changed, "the same", quick_checksum(bytes));
+    EXPECT_FALSE(bad.verify(Check::kQuick, false)) << position;
+    EXPECT_NE(address(bad), address(good));
+  }
 }
 
 TEST(Content, ManyThreadsEndWithOneCopy) {

@@ -19,6 +19,10 @@ std::vector<std::vector<int32_t>> make_shares(std::optional<int32_t> core_count)
 
 }  // namespace
 
+int32_t threads_per_core(std::optional<int32_t> core_count) {
+  return static_cast<int32_t>(make_shares(core_count).front().size());
+}
+
 HostBackend::HostBackend(std::optional<int32_t> core_count) : shares_(make_shares(core_count)) {}
 
 template <typename Program>

@@ -12,6 +12,10 @@ namespace neuron::runtime::host {
 class InductorProgram;
 class TorchScriptProgram;
 
+/// How many threads a core computes with, where there are `core_count` of them: the CPUs in its
+/// share.
+int32_t threads_per_core(std::optional<int32_t> core_count);
+
 /// This machine's CPUs as NeuronCores: each core is an equal share of the CPUs that the process may
 /// use. Runs `inductor` and `torchscript` executables.
 class HostBackend final : public Backend {

@@ -5,6 +5,7 @@
 #include <torch/csrc/inductor/aoti_torch/c/shim.h>
 #include <torch/csrc/inductor/aoti_torch/utils.h>
 
+#include <atomic>
 #include <stdexcept>
 #include <string>
 #include <utility>
@@ -86,12 +87,36 @@ at::Tensor make_constant(const at::Tensor& weights, const ConstantSpec& constant
   return tensor;
 }
 
+/// Containers take most of the time of a load that finds everything else in place: they hash the
+/// names of all constants. One that a replica gave up is kept for the next, so that moves make
+/// none.
+class IdleContainer {
+ public:
+  explicit IdleContainer(const Api& api) : api_(api) {}
+  ~IdleContainer() { put(nullptr); }
+  IdleContainer(const IdleContainer&) = delete;
+  IdleContainer& operator=(const IdleContainer&) = delete;
+
+  /// The one kept here, or null. Whoever takes it owns it.
+  AOTInductorModelContainerHandle take() { return idle_.exchange(nullptr); }
+
+  /// Keeps `container` and destroys the one kept so far, if any.
+  void put(AOTInductorModelContainerHandle container) {
+    if (const auto before = idle_.exchange(container)) api_.destroy(before);
+  }
+
+ private:
+  const Api api_;
+  std::atomic<AOTInductorModelContainerHandle> idle_{nullptr};
+};
+
 class Program final : public InductorProgram {
  public:
   explicit Program(std::shared_ptr<const Executable> executable)
       : executable_(std::move(executable)),
         api_(find_api(map_native_library(executable_->code->bytes(), executable_->code->sha256()))),
-        weights_(executable_->weights != nullptr ? executable_->weights->bytes() : at::Tensor()) {
+        weights_(executable_->weights != nullptr ? executable_->weights->bytes() : at::Tensor()),
+        idle_(api_) {
     for (const auto& constant : executable_->constants) {
       constants_.push_back(make_constant(weights_, constant));
     }
@@ -102,6 +127,7 @@ class Program final : public InductorProgram {
   const Executable& executable() const { return *executable_; }
   const Api& api() const { return api_; }
   const std::vector<at::Tensor>& constants() const { return constants_; }
+  IdleContainer& idle() const { return idle_; }
 
   /// Whether the tensor's bytes are the weights': a model that returns a parameter of its own.
   bool is_weight(const at::Tensor& tensor) const {
@@ -116,12 +142,15 @@ class Program final : public InductorProgram {
   const Api api_;
   const at::Tensor weights_;
   std::vector<at::Tensor> constants_;
+  mutable IdleContainer idle_;  // after the constants, which containers borrow
 };
 
 class InductorReplica final : public Replica {
  public:
   InductorReplica(std::shared_ptr<const Program> program, int32_t intra_op_threads)
       : program_(std::move(program)), intra_op_threads_(intra_op_threads) {
+    container_ = program_->idle().take();
+    if (container_ != nullptr) return;
     const CoreScope scope(intra_op_threads_);
     check(api(), api().create(&container_, /*num_models=*/1, "cpu", /*cubin_dir=*/nullptr),
           "it was set up");
@@ -133,7 +162,13 @@ class InductorReplica final : public Replica {
       throw;
     }
   }
-  ~InductorReplica() override { api().destroy(container_); }
+  ~InductorReplica() override {
+    if (sound_) {
+      program_->idle().put(container_);
+    } else {
+      api().destroy(container_);
+    }
+  }
   InductorReplica(const InductorReplica&) = delete;
   InductorReplica& operator=(const InductorReplica&) = delete;
 
@@ -144,10 +179,12 @@ class InductorReplica final : public Replica {
     c10::SmallVector<AtenTensorHandle, 8> in;
     for (const auto& input : inputs) in.push_back(new_tensor_handle(at::Tensor(input)));
     c10::SmallVector<AtenTensorHandle, 8> out(program_->executable().outputs.size(), nullptr);
+    sound_ = false;
     check(api(),
           api().run(container_, in.data(), in.size(), out.data(), out.size(), /*stream=*/nullptr,
                     /*proxy_executor=*/nullptr),
           "it computed");
+    sound_ = true;
     Tensors outputs;
     outputs.reserve(out.size());
     for (AtenTensorHandle handle : out) {
@@ -209,6 +246,7 @@ class InductorReplica final : public Replica {
   const std::shared_ptr<const Program> program_;
   const int32_t intra_op_threads_;
   AOTInductorModelContainerHandle container_ = nullptr;
+  bool sound_ = true;  ///< the last inference did not fail
 };
 
 std::unique_ptr<Replica> Program::make_replica(int32_t intra_op_threads) {
