@@ -63,7 +63,7 @@ def trace(
         input_output_aliases: not supported in this version; leave it empty.
         compiler_workdir: a directory, made if missing, that keeps what the compiler wrote: the
             exported program, generated code, weights and options. Files of an earlier trace in it
-            are overwritten.
+            are overwritten. Such a trace always compiles, whatever the compile cache holds.
         compiler_args: flags in the spelling of ``neuronx-cc``, as one string or a list. Honoured
             are ``--auto-cast``, ``--auto-cast-type bf16|fp16``, ``-O``/``--optlevel`` and
             ``--verbose``, and this package's own ``--portable-graph``, which embeds a TorchScript
@@ -83,8 +83,14 @@ def trace(
         ValueError: for example inputs, flags or options that cannot be used, a ``func`` that
             changes its buffers, and outputs that TorchScript has no type for.
         TypeError: if ``func`` is not callable.
-        RuntimeError: if ``func`` fails, or cannot be traced or compiled here.
+        RuntimeError: if ``func`` fails, cannot be traced or compiled here, or a variable of the
+            compile cache has a value that means nothing.
         NotImplementedError: for options that this version does not support.
+
+    Native code is kept in the compile cache: tracing the same model again, with the same weights,
+    shapes, flags and settings, takes it from there, in any process of the user. The environment
+    variables ``NEURON_EXT_CACHE``, ``NEURON_EXT_CACHE_DIR`` and ``NEURON_EXT_CACHE_MAX_GB`` say
+    whether, where and how much; ``docs/compile_cache.md`` has the details.
 
     Thread-safety: may be called from any thread; compiles run one after another.
     """
@@ -180,7 +186,10 @@ def _encode(
         "producer": f"neuron_ext {__version__}",
         "runtime": "host",
         "torch_version": torch.__version__.split("+")[0],
-        **{f"sha256_{key}": _sha256(tensor) for key, tensor in held.items()},
+        **{
+            f"sha256_{key}": executable.digests.get(key) or _sha256(tensor)
+            for key, tensor in held.items()
+        },
     }
     ints = {"lazy_load": 0, "async_load": 0, "dynamic_batch": 0, "start_nc": -1, "nc_count": -1}
     int_lists = {

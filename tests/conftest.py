@@ -27,6 +27,17 @@ def pytest_configure(config):
         config.addinivalue_line("filterwarnings", warning)
 
 
+@pytest.fixture(scope="session", autouse=True)
+def _compile_cache(tmp_path_factory):
+    """One compile cache for all tests and the processes that they start, and not the user's."""
+    folder = tmp_path_factory.mktemp("cache")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("NEURON_EXT_CACHE_DIR", str(folder / "neuron_ext"))
+        # The same folder for the processes, which get no NEURON_EXT_ variable.
+        patch.setenv("XDG_CACHE_HOME", str(folder))
+        yield
+
+
 @pytest.fixture(autouse=True)
 def _same_environment_after_each_test():
     """What a test puts into the environment, or sets of torch's threads, ends with it."""

@@ -2,7 +2,7 @@
 
 `compile_executable` is the entry. Each compiler is a module of its own (`inductor`, `torchscript`)
 with a function of ``(flat, tensors, options, workdir)`` that returns a `CompiledExecutable`;
-another compiler is one more module and one more branch of `_choose` and `_run`.
+another compiler is one more module and one more branch of `_run`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,11 @@ import torch
 
 from neuron_ext._structure import Inputs
 from neuron_ext.compiler.args import CompilerOptions
-from neuron_ext.compiler.executable import CompiledExecutable, UnsupportedOperatorsError
+from neuron_ext.compiler.executable import (
+    CompiledExecutable,
+    CompilerUnusableError,
+    UnsupportedOperatorsError,
+)
 from neuron_ext.compiler.flat_module import FlatModule, fresh_inputs, run_once, warn_of_training
 from neuron_ext.compiler.progress import Progress
 
@@ -115,24 +119,17 @@ def compile_executable(
         warn_of_training(func, list(flat.parts))
         with _isolated(), _own_random_state(), quiet():
             first = run_once(flat, tensors)
-        chosen, problem = _choose(compiler, flat)
-        if problem is not None:
-            _log.warning("%s is compiled with compiler='torchscript': %s", flat.name, problem)
-        try:
-            executable = _run(chosen, flat, tensors, options, workdir)
-        except UnsupportedOperatorsError as error:
-            names = ", ".join(error.operators)
-            if compiler is not None:
-                raise RuntimeError(
-                    f"compiler='inductor' cannot compile {flat.name}: these operators have no "
-                    f"native entry point: {names}. Use compiler='torchscript' for it"
-                ) from error
-            _log.warning(
-                "%s is compiled with compiler='torchscript': natively compiled code cannot call "
-                "the operators %s",
-                flat.name,
-                names,
-            )
+        executable = None
+        if compiler != "torchscript":
+            try:
+                executable = _run_inductor(flat, tensors, options, workdir)
+            except (CompilerUnusableError, UnsupportedOperatorsError) as error:
+                if compiler is not None:
+                    raise _refusal(flat, error) from error
+                _log.warning(
+                    "%s is compiled with compiler='torchscript': %s", flat.name, _reason(error)
+                )
+        if executable is None:
             executable = _run("torchscript", flat, tensors, options, workdir)
         executable.mutated_inputs = tuple(
             sorted({*executable.mutated_inputs, *first.mutated_inputs})
@@ -142,24 +139,36 @@ def compile_executable(
         return executable
 
 
-def _choose(compiler: str | None, flat: FlatModule) -> tuple[str, str | None]:
-    """The compiler to run, and why it is not the preferred one where the machine had to decide
-    otherwise.
-    """
-    if compiler == "torchscript":
-        return compiler, None
+def _run_inductor(
+    flat: FlatModule,
+    tensors: Sequence[torch.Tensor],
+    options: CompilerOptions,
+    workdir: Path | None,
+) -> CompiledExecutable:
     problem = _script_problem(flat)
-    if problem is None:
-        from neuron_ext.compiler import toolchain
+    if problem is not None:
+        raise CompilerUnusableError(problem)
+    return _run("inductor", flat, tensors, options, workdir)
 
-        problem = toolchain.cpp_compiler_problem()
-    if problem is None:
-        return "inductor", None
-    if compiler is None:
-        return "torchscript", problem
-    raise RuntimeError(
-        f"compiler='inductor' cannot be used for {flat.name}: {problem}. "
-        "compiler='torchscript' works without a C++ compiler and takes scripted code"
+
+def _reason(error: CompilerUnusableError | UnsupportedOperatorsError) -> str:
+    if isinstance(error, UnsupportedOperatorsError):
+        return f"natively compiled code cannot call the operators {', '.join(error.operators)}"
+    return str(error)
+
+
+def _refusal(
+    flat: FlatModule, error: CompilerUnusableError | UnsupportedOperatorsError
+) -> RuntimeError:
+    """What to raise where the caller wants inductor and nothing else."""
+    if isinstance(error, UnsupportedOperatorsError):
+        return RuntimeError(
+            f"compiler='inductor' cannot compile {flat.name}: these operators have no native entry "
+            f"point: {', '.join(error.operators)}. Use compiler='torchscript' for it"
+        )
+    return RuntimeError(
+        f"compiler='inductor' cannot be used for {flat.name}: {error}. compiler='torchscript' "
+        "works without a C++ compiler and takes scripted code"
     )
 
 

@@ -18,6 +18,10 @@ class UnsupportedOperatorsError(Exception):
         self.operators = operators
 
 
+class CompilerUnusableError(Exception):
+    """Code of this format cannot be made here, or not of this func; the text says why."""
+
+
 @dataclass(frozen=True)
 class Constant:
     """One weight of native code.
@@ -45,6 +49,23 @@ class Constant:
 
 
 @dataclass
+class NativeCode:
+    """What AOTInductor made of a program.
+
+    Attributes:
+        code: uint8 bytes of a shared library.
+        weights: uint8 blob of all constants, where there are any.
+        constants: where each constant stands in the blob, with the name in the program as ``fqn``.
+        digests: the SHA-256, in hex, of ``"code"`` and ``"weights"``, where it is known already.
+    """
+
+    code: torch.Tensor
+    weights: torch.Tensor | None
+    constants: list[Constant]
+    digests: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass
 class CompiledExecutable:
     """An executable in memory.
 
@@ -56,6 +77,7 @@ class CompiledExecutable:
         constants: where each constant stands in the blob.
         graph: uint8 bytes of a saved ScriptModule from flat tensors to a tuple of flat tensors.
         mutated_inputs: flat inputs that it changes in place.
+        digests: the SHA-256, in hex, of ``"code"`` and ``"weights"``, where it is known already.
         details: what the compiler was told, for the curious.
     """
 
@@ -66,4 +88,5 @@ class CompiledExecutable:
     constants: list[Constant] = field(default_factory=list)
     graph: torch.Tensor | None = None
     mutated_inputs: tuple[int, ...] = ()
+    digests: dict[str, str] = field(default_factory=dict)
     details: dict[str, Any] = field(default_factory=dict)

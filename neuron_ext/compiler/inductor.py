@@ -1,16 +1,20 @@
 """The inductor compiler: native code for this machine's CPUs, made by AOTInductor.
 
 The program is exported, compiled to a shared library whose weights stand beside it in one blob, and
-read back as tensors. Nothing stays on disk but TorchInductor's own cache and what a
-``compiler_workdir`` keeps.
+read back as tensors; or the same is taken from the compile cache. Nothing else stays on disk but
+TorchInductor's own cache and what a ``compiler_workdir`` keeps.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
+import importlib
 import json
+import logging
 import os
+import shlex
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -19,14 +23,20 @@ from typing import Any
 
 import torch
 
+from neuron_ext._library import ops
 from neuron_ext.compiler import constants as constants_reader
+from neuron_ext.compiler import toolchain
 from neuron_ext.compiler.args import CompilerOptions
+from neuron_ext.compiler.cache import open_store
+from neuron_ext.compiler.cached_compile import cached_compile
 from neuron_ext.compiler.executable import (
     CompiledExecutable,
+    CompilerUnusableError,
+    NativeCode,
     UnsupportedOperatorsError,
 )
 from neuron_ext.compiler.flat_module import FlatModule, mutated_state_error, public_name
-from neuron_ext.compiler.toolchain import head, strip_library, tail
+from neuron_ext.compiler.toolchain import head, tail
 from neuron_ext.compiler.torchscript import trace_graph
 
 _SETTINGS: dict[str, Any] = {
@@ -56,6 +66,8 @@ _BY_OPTLEVEL: dict[int, dict[str, Any]] = {
         "max_autotune": True,
         "max_autotune_gemm_backends": "CPP,ATEN",
         "aot_inductor.compile_wrapper_opt_level": "O2",
+        # TorchInductor would take the headers that it precompiled for O1, on which g++ crashes.
+        "aot_inductor.precompile_headers": False,
     },
 }
 _KEPT_NAMES = {
@@ -79,26 +91,49 @@ def compile_inductor(
     Raises:
         ValueError: if func changes its buffers.
         UnsupportedOperatorsError: if the code would call operators that have no C interface.
+        CompilerUnusableError: if there is no C++ compiler that works, and code to be compiled.
         RuntimeError: if func cannot be exported, or the compile fails, with that error as the
             cause.
     """
     if flat.outputs is None:
         raise AssertionError("run_once has to come first")
-    program = _export(flat, tensors)
+    store = open_store()
+    with _no_collections():
+        importlib.import_module("torch.export._trace")
+    # The generated files that a workdir is to keep are not in the store.
+    reuse = workdir is None
+    if store is None or not reuse or toolchain.identity(toolchain.wanted_compiler()) is None:
+        _require_cpp_compiler()
+    try:
+        program = _export(flat, tensors, with_lines=workdir is not None)
+    except RuntimeError:
+        # Where nothing can be compiled, that is what matters; else it is looked at when needed.
+        _require_cpp_compiler()
+        raise
     if workdir is not None:
         Path(workdir, "program.txt").write_text(str(program) + "\n")
     settings = {**_SETTINGS, **_BY_OPTLEVEL[options.optlevel]}
-    with tempfile.TemporaryDirectory(prefix="neuron_ext-compile-") as folder:
-        try:
-            files = _compile(flat, program, settings, folder)
-        finally:
-            if workdir is not None:
-                _keep(Path(folder), workdir)
-        executable = _read(flat, files)
-        if workdir is not None:
-            shutil.copyfile(_only(files, ".so"), Path(workdir, "model.so"))
-    executable.mutated_inputs = _mutated_inputs(program)
-    executable.details = {"inductor_settings": settings}
+    with _threads_of_a_core():
+        native = cached_compile(
+            program,
+            settings,
+            lambda: _compile_native(flat, program, settings, workdir),
+            store=store,
+            reuse=reuse,
+            level=logging.DEBUG if options.verbose is None else logging.INFO,
+        )
+    executable = CompiledExecutable(
+        "inductor",
+        flat.outputs,
+        code=native.code,
+        weights=native.weights,
+        constants=[
+            dataclasses.replace(one, fqn=public_name(flat, one.fqn)) for one in native.constants
+        ],
+        mutated_inputs=_mutated_inputs(program),
+        digests=native.digests,
+        details={"inductor_settings": settings},
+    )
     if options.portable_graph:
         executable.graph = trace_graph(flat, tensors)
         if workdir is not None:
@@ -106,9 +141,32 @@ def compile_inductor(
     return executable
 
 
-def _export(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> torch.export.ExportedProgram:
+@contextlib.contextmanager
+def _threads_of_a_core() -> Iterator[None]:
+    """As many intra-op threads as a core of this machine has, for what the compiler fits to them:
+    oneDNN would pack weights anew at each call if they were packed for another number.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(ops.host_threads_per_core())
     try:
-        program = torch.export.export(flat, tuple(tensors))
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _require_cpp_compiler() -> None:
+    problem = toolchain.cpp_compiler_problem()
+    if problem is not None:
+        raise CompilerUnusableError(problem)
+
+
+def _export(
+    flat: FlatModule, tensors: Sequence[torch.Tensor], *, with_lines: bool
+) -> torch.export.ExportedProgram:
+    """``with_lines`` to have func's lines of code in the program, and in code generated from it."""
+    try:
+        with _no_collections(), _lines_of_code(with_lines):
+            program = torch.export.export(flat, tuple(tensors))
     except Exception as error:
         raise RuntimeError(
             f"{flat.name} cannot be exported for compiler='inductor': {head(str(error))}. Control "
@@ -121,6 +179,33 @@ def _export(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> torch.export.E
     return program
 
 
+@contextlib.contextmanager
+def _lines_of_code(wanted: bool) -> Iterator[None]:
+    """To find them for each node takes a fifth of the time of an export."""
+    import torch.fx.config as config
+
+    before = config.do_not_emit_stack_traces
+    config.do_not_emit_stack_traces = before or not wanted
+    try:
+        yield
+    finally:
+        config.do_not_emit_stack_traces = before
+
+
+@contextlib.contextmanager
+def _no_collections() -> Iterator[None]:
+    """The import of torch.export and the trace make a million objects that stay. Python would look
+    through them again and again for garbage, for a third of the time.
+    """
+    enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if enabled:
+            gc.enable()
+
+
 def _mutated_inputs(program: torch.export.ExportedProgram) -> tuple[int, ...]:
     names = list(program.graph_signature.user_inputs)
     return tuple(
@@ -128,6 +213,25 @@ def _mutated_inputs(program: torch.export.ExportedProgram) -> tuple[int, ...]:
             {names.index(name) for name in program.graph_signature.user_inputs_to_mutate.values()}
         )
     )
+
+
+def _compile_native(
+    flat: FlatModule,
+    program: torch.export.ExportedProgram,
+    settings: dict[str, Any],
+    workdir: Path | None,
+) -> NativeCode:
+    _require_cpp_compiler()
+    with tempfile.TemporaryDirectory(prefix="neuron_ext-compile-") as folder:
+        try:
+            files = _compile(flat, program, settings, folder)
+        finally:
+            if workdir is not None:
+                _keep(Path(folder), workdir)
+        native = _read(files)
+        if workdir is not None:
+            shutil.copyfile(_only(files, ".so"), Path(workdir, "model.so"))
+    return native
 
 
 def _compile(
@@ -141,7 +245,7 @@ def _compile(
     example_args, example_kwargs = program.example_inputs or ((), {})
     everything = {**settings, "aot_inductor.metadata": {}, "aot_inductor.output_path": folder}
     try:
-        with config.patch(everything), _silent_autotuning():
+        with config.patch(everything), _silent_autotuning(), _hidden_symbols(folder):
             files: Any = inductor.aot_compile(
                 module, example_args, example_kwargs, options=everything
             )
@@ -181,6 +285,36 @@ def _silent_autotuning() -> Iterator[None]:
         select_algorithm.PRINT_AUTOTUNE = before
 
 
+@contextlib.contextmanager
+def _hidden_symbols(folder: str) -> Iterator[None]:
+    """Link so that the library exports AOTInductor's C interface and nothing else.
+
+    Hundreds of instances of templates are exported otherwise, which is a quarter of the library and
+    a third of the time to load it. No configuration reaches the linker.
+    """
+    codecache: Any = importlib.import_module("torch._inductor.codecache")
+    builder = getattr(codecache, "CppBuilder", None)
+    if builder is None:
+        yield
+        return
+    script = Path(folder, "exports.map")
+    script.write_text("{ global: AOTInductor*; local: *; };\n")
+
+    def build(*args: Any, **kwargs: Any) -> Any:
+        # Only where our objects are linked: other threads may be in here, too.
+        if isinstance(kwargs.get("sources"), list) and kwargs.get("output_dir") == folder:
+            arguments = getattr(kwargs.get("BuildOption"), "_passthrough_args", None)
+            if isinstance(arguments, list):
+                arguments.append(f"-Wl,--version-script={shlex.quote(str(script))}")
+        return builder(*args, **kwargs)
+
+    codecache.CppBuilder = build
+    try:
+        yield
+    finally:
+        codecache.CppBuilder = builder
+
+
 def _only(files: Sequence[Path], ending: str) -> Path:
     matching = [path for path in files if path.name.endswith(ending)]
     if len(matching) != 1:
@@ -192,27 +326,18 @@ def _only(files: Sequence[Path], ending: str) -> Path:
     return matching[0]
 
 
-def _read(flat: FlatModule, files: Sequence[Path]) -> CompiledExecutable:
+def _read(files: Sequence[Path]) -> NativeCode:
     """Read code and weights out of the files that AOTInductor wrote."""
     wrapper = _only(files, ".wrapper.cpp")
     nodes = wrapper.with_suffix(".json")
     if nodes in files:
         raise UnsupportedOperatorsError(_operators(nodes))
     library = _only(files, ".so")
-    strip_library(library)
+    toolchain.strip_library(library)
     blobs = [path for path in files if path.name.endswith("_weights.blob")]
     blob = _read_bytes(blobs[0]) if blobs else torch.empty(0, dtype=torch.uint8)
     constants, weights = constants_reader.read_constants(wrapper.read_text(), blob)
-    constants = [dataclasses.replace(one, fqn=public_name(flat, one.fqn)) for one in constants]
-    if flat.outputs is None:
-        raise AssertionError("run_once has to come first")
-    return CompiledExecutable(
-        "inductor",
-        flat.outputs,
-        code=_read_bytes(library),
-        weights=weights if constants else None,
-        constants=constants,
-    )
+    return NativeCode(_read_bytes(library), weights if constants else None, constants)
 
 
 def _read_bytes(path: Path) -> torch.Tensor:

@@ -53,7 +53,7 @@ def cpp_compiler_problem() -> str | None:
     it has to compile a small shared library with OpenMP. A success is remembered for the process, a
     failure is looked at again. Safe from any thread.
     """
-    wanted = _wanted_compiler()
+    wanted = wanted_compiler()
     path = shutil.which(wanted)
     if path is None:
         return f"the C++ compiler {wanted!r} was not found in PATH"
@@ -67,7 +67,8 @@ def cpp_compiler_problem() -> str | None:
     return problem
 
 
-def _wanted_compiler() -> str:
+def wanted_compiler() -> str:
+    """The C++ compiler that TorchInductor would run: a name to look for in ``PATH``, or a path."""
     from torch._inductor import config  # slow to import, and needed by few
 
     search: Any = config.cpp.cxx
@@ -111,6 +112,21 @@ def _try_compiler(path: str) -> str | None:
             f"the C++ compiler {path!r} cannot compile a small program with OpenMP; it said: {said}"
         )
     return None
+
+
+def identity(tool: str) -> list[Any] | None:
+    """What tells a program in ``PATH`` from another version of it, without running it: its path,
+    the file behind that, its size and its time in nanoseconds. None where there is none.
+    """
+    found = shutil.which(tool)
+    if found is None:
+        return None
+    real = Path(found).resolve()
+    try:
+        status = real.stat()
+    except OSError:
+        return None
+    return [found, str(real), status.st_size, status.st_mtime_ns]
 
 
 def tail(text: str, limit: int = _MAX_MESSAGE) -> str:

@@ -23,8 +23,8 @@ NEURON_EXT_API void lazy_load(torch::jit::Module& module, bool enable = true);
 NEURON_EXT_API void async_load(torch::jit::Module& module, bool enable = true);
 
 /// With dynamic batching, inputs may have any size in dimension 0, the same in all of them: the
-/// batch is cut into chunks of the size traced, the last one is padded, and the replicas share them.
-/// Saved with the module.
+/// batch is cut into chunks of the size traced, the last one is padded, and the replicas share
+/// them. Saved with the module.
 /// @throws std::invalid_argument if not every input and output has the batch as dimension 0.
 NEURON_EXT_API void dynamic_batch(torch::jit::Module& module, bool enable = true);
 
