@@ -56,6 +56,7 @@ def _next_bit(tensor):
 
 _SQUARE = torch.arange(9.0).reshape(3, 3)
 _ONES = torch.ones(3, 3)
+_ROW = torch.ones(3)
 _DIFFERENT = {
     "weight": (Affine(_SQUARE), Affine(_next_bit(_SQUARE))),
     "weight's sign of zero": (Affine(torch.zeros(3)), Affine(-torch.zeros(3))),
@@ -63,7 +64,7 @@ _DIFFERENT = {
     "weight's shape": (Affine(torch.ones(3)), Affine(torch.ones(1, 3))),
     "weight's strides": (Affine(_ONES), Affine(_ONES.t())),
     "weight's offset": (Affine(torch.ones(6)[:3]), Affine(torch.ones(6)[3:])),
-    "sharing": (Pair(_SQUARE[0], _SQUARE[0]), Pair(_SQUARE[0], _SQUARE[0].clone())),
+    "sharing": (Pair(_ROW, _ROW), Pair(_ROW, _ROW.clone())),
     "constant": (lambda x: x + torch.tensor([1.0]), lambda x: x + torch.tensor([2.0])),
     "literal": (lambda x: x + 1, lambda x: x + 2),
     "literal's type": (lambda x: x * 2, lambda x: x * 2.0),
