@@ -27,6 +27,7 @@ __all__ = [
     "ForkServer",
     "FullStderr",
     "Gate",
+    "Pair",
     "PythonProcess",
     "SmallNet",
     "bytes_of",
@@ -62,6 +63,18 @@ class SmallNet(torch.nn.Module):
 
     def forward(self, x):
         return torch.relu(torch.nn.functional.linear(x, self.weight, self.bias))
+
+
+class Pair(torch.nn.Module):
+    """The sum of what two modules make of one tensor."""
+
+    def __init__(self, first, second):
+        super().__init__()
+        self.first = first
+        self.second = second
+
+    def forward(self, x):
+        return self.first(x) + self.second(x)
 
 
 def expected(x=EXAMPLE, shift=0):

@@ -7,6 +7,7 @@ import pytest
 import torch
 from helpers import (
     EXAMPLE,
+    Pair,
     bytes_of,
     damaged,
     expected,
@@ -205,15 +206,6 @@ class TestLoadsThatFail:
         assert answers(module)
 
     def test_of_one_subgraph_do_not_hold_up_the_others(self):
-        class Pair(torch.nn.Module):
-            def __init__(self, good, bad):
-                super().__init__()
-                self.good = good
-                self.bad = bad
-
-            def forward(self, x):
-                return self.good(x), self.bad(x)
-
         good = flagged(trace_small_net(), lazy=True, asynchronous=True)
         bad = flagged(damaged(trace_small_net(), "graph"), lazy=True, asynchronous=True)
         pair = torch.jit.script(Pair(good, bad))

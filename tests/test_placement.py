@@ -6,6 +6,7 @@ import torch
 from helpers import (
     EXAMPLE,
     CoreCounter,
+    Pair,
     executed_by,
     expected,
     only_status,
@@ -237,16 +238,6 @@ class TestBadPlacements:
         with pytest.raises(ValueError, match="nc_count=0"):
             enter(3, 0)
         assert only_status(load()).cores == [0]
-
-
-class Pair(torch.nn.Module):
-    def __init__(self, first, second):
-        super().__init__()
-        self.first = first
-        self.second = second
-
-    def forward(self, x):
-        return self.first(x) + self.second(x)
 
 
 class TestMovesAreTransactions:

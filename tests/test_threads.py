@@ -10,6 +10,7 @@ from helpers import (
     EXAMPLE,
     CoreCounter,
     Gate,
+    Pair,
     eventually,
     expected,
     gated_net,
@@ -143,15 +144,6 @@ class TestWhileTheModuleChanges:
         eventually(lambda: sum(c.models for c in neuron_ext.core_stats()) == len(status.cores))
 
     def test_two_threads_that_move_the_same_modules_both_finish(self):
-        class Pair(torch.nn.Module):
-            def __init__(self, first, second):
-                super().__init__()
-                self.first = first
-                self.second = second
-
-            def forward(self, x):
-                return self.first(x) + self.second(x)
-
         a, b = trace_small_net(), trace_small_net()
         pairs = [torch.jit.script(Pair(a, b)), torch.jit.script(Pair(b, a))]
 
