@@ -103,6 +103,23 @@ def test_a_hit_is_the_first_trace_again(compiler, lines):
 
 
 @pytest.mark.usefixtures("folder")
+def test_weights_are_packed_for_a_core_however_many_threads_the_caller_has(compiler, monkeypatch):
+    threads = []
+    compiler.during = lambda: threads.append(torch.get_num_threads())
+    for own in (3, 1):
+        torch.set_num_threads(own)
+        _trace()
+        assert torch.get_num_threads() == own
+    cpus = len(os.sched_getaffinity(0))
+    monkeypatch.setenv("NEURON_EXT_HOST_CORES", "1")
+    _trace(SmallNet(1).eval())
+    monkeypatch.delenv("NEURON_EXT_HOST_CORES")
+    _trace(SmallNet(2).eval())
+    # The second of the first two was a hit.
+    assert threads == [1, cpus, 1]
+
+
+@pytest.mark.usefixtures("folder")
 def test_nothing_is_said_unless_asked_for(compiler, lines):
     for _ in range(2):
         _trace()
