@@ -17,7 +17,8 @@ uint64_t sum_of_words(const uint8_t* data, size_t size) {
     sum += word;
   }
   uint64_t rest = 0;
-  std::memcpy(&rest, data + words * 8, size - words * 8);
+  if (size % 8 != 0)
+    std::memcpy(&rest, data + words * 8, size % 8);  // no bytes may have no address
   return sum + rest;
 }
 

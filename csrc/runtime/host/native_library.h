@@ -9,8 +9,8 @@ namespace neuron::runtime::host {
 /// Maps a shared library out of memory, without leaving a file behind, and returns its handle for
 /// `dlsym`. The same content, told by `sha256`, is mapped once in a process.
 ///
-/// It stays for the life of the process: the compiler marks such code as not unloadable
-/// (STB_GNU_UNIQUE), and OpenMP or thread-local destructors may still point into it.
+/// It stays for the life of the process: OpenMP or thread-local destructors may still point into
+/// it.
 ///
 /// @param code one-dimensional uint8, of which `sha256` is known to be the digest.
 /// @throws std::runtime_error with the system's or the dynamic linker's reason. Thread-safe.
