@@ -25,6 +25,9 @@ def main() -> int:
     run.add_argument("--only", default="", help="questions by id or beginning of it, with commas")
     run.add_argument("--rounds", type=int, help="measurements of each subject: 3, with --full 7")
     run.add_argument("--window", type=float, help="seconds per throughput: 1.5, with --full 4")
+    run.add_argument(
+        "--resume", action="store_true", help="only what the JSON has no answer to; keeps the rest"
+    )
     run.add_argument("--out", type=Path, help="JSON to write; summary.md and plots go beside it")
     run.add_argument("--workdir", type=Path, help="what is compiled: build/benchmarks")
     run.add_argument("--no-plots", action="store_true", help="without matplotlib")
@@ -60,6 +63,13 @@ def measure(arguments: argparse.Namespace) -> int:
     folder = REPOSITORY / "benchmarks" / "results" if full else options.workdir / "results"
     file = arguments.out or folder / f"{name}.json"
     asked = {id: question for id, question in questions().items() if options.wants(id)}
+    # What is asked for by name comes in the order of the names.
+    asked = {
+        id: asked[id]
+        for name in options.only or [""]
+        for id in asked
+        if not name or Options(only=[name]).wants(id)
+    }
     for wish in options.only:
         if not any(Options(only=[wish]).wants(id) for id in asked):
             sys.exit(f"no question {wish!r}; there are: {', '.join(questions())}")
@@ -74,8 +84,14 @@ def measure(arguments: argparse.Namespace) -> int:
         settings={"rounds": options.rounds, "window": f"{options.window} s"},
         load_before=machine.load_average(),
     )
+    if arguments.resume and file.exists():
+        results = report.Results.load(file)
+        results.failures.clear()
+    answered = {table.question for table in results.tables}
     print(report.environment_text(results), flush=True)
     for id, question in asked.items():
+        if any(f"{name}.".startswith(f"{id}.") for name in answered):
+            continue
         start = time.perf_counter()
         print(f"\n{id} ...", file=sys.stderr, flush=True)
         try:
