@@ -215,6 +215,7 @@ runtime::Tensors Subgraph::forward(runtime::TensorRefs inputs) {
 
 /// The replicas share the chunks of one call.
 runtime::Tensors Subgraph::forward_batch(runtime::TensorRefs inputs) {
+  check_batchable(*executable_);  // a file may claim the flag for anything
   const int64_t rows = check_batch(*executable_, inputs);
   const int64_t size = chunk_rows(*executable_);
   const auto count = static_cast<size_t>((rows + size - 1) / size);

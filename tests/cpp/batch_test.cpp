@@ -159,6 +159,17 @@ TEST_F(BatchTest, WhatHasNoBatchCannotBeBatched) {
   expect_part(refusal_to_batch(changed), "it has no inputs");
 }
 
+TEST_F(BatchTest, AFlagThatAFileClaimsForWhatHasNoBatchIsRefusedAtTheCall) {
+  for (const std::vector<int64_t>& shape : {std::vector<int64_t>{}, {0, 2}}) {
+    Executable changed = executable();
+    changed.inputs[0].shape = shape;
+    const auto handle = NeuronSubgraph::from_file(encode(changed, {.dynamic_batch = true}));
+    expect_part(refusal(handle, Tensors{at::zeros({5, 2}), at::zeros({5}, at::kLong)}),
+                "cannot take batches of any size");
+  }
+  EXPECT_EQ(executions_, 0);
+}
+
 TEST_F(BatchTest, AllOfSeveralOrNone) {
   const auto good = NeuronSubgraph::from_trace(encode(executable(), {}));
   Executable changed = executable();
