@@ -1,6 +1,7 @@
 #pragma once
 
 #include <ATen/core/Tensor.h>
+#include <c10/util/FunctionRef.h>
 
 #include <cstdint>
 #include <memory>
@@ -42,9 +43,13 @@ class Backend {
   /// Sets up the thread that will compute for the core and nothing else. Does not fail.
   virtual void adopt_core_thread(int32_t core) = 0;
 
-  /// Whether a brief inference may be computed by the thread that asks for it, sparing the
-  /// hand-over to the core's own. The replica then sees to its thread settings itself.
+  /// Whether an inference may be computed by the thread that asks for it, sparing the hand-over to
+  /// the core's own. The replica then sees to its thread settings itself.
   virtual bool may_borrow_thread(int32_t core) const = 0;
+
+  /// Runs `work` on the calling thread as the core's own thread would run it, and leaves the thread
+  /// as it was, also when `work` throws. Where `may_borrow_thread`.
+  virtual void run_borrowed(int32_t core, c10::function_ref<void()> work) = 0;
 };
 
 }  // namespace neuron::runtime

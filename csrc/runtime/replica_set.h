@@ -49,6 +49,7 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
   const CoreClaim claim_;
   const std::vector<std::unique_ptr<Slot>> slots_;
   const bool may_borrow_thread_;
+  const bool may_compute_here_;          ///< inferences of any length, since none is given up on
   std::atomic<int64_t> typical_ns_{-1};  ///< -1: not known yet
   Scheduler::Group group_;
 };

@@ -28,6 +28,8 @@ struct Stub {
   std::function<Tensors(int32_t core, TensorRefs inputs)> on_execute =
       [](int32_t, TensorRefs inputs) { return Tensors(inputs.begin(), inputs.end()); };
   bool may_borrow_thread = false;
+  /// Called before each inference that is not brief and computes on the thread that asked for it.
+  std::function<void(int32_t core)> on_borrow = [](int32_t) {};
 
   std::atomic<int> loads{0};    ///< that succeeded
   std::atomic<int> frees{0};    ///< of what was loaded
@@ -66,6 +68,10 @@ class StubBackend final : public runtime::Backend {
   }
   void adopt_core_thread(int32_t) override {}
   bool may_borrow_thread(int32_t) const override { return stub_->may_borrow_thread; }
+  void run_borrowed(int32_t core, c10::function_ref<void()> work) override {
+    stub_->on_borrow(core);
+    work();
+  }
 
  private:
   const std::shared_ptr<Stub> stub_;

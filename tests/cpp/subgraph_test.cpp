@@ -349,21 +349,6 @@ TEST_F(SubgraphTest, AnInferenceThatThrowsFailsItsCallerOnly) {
   EXPECT_EQ(run(handle, 1), 1);
 }
 
-TEST_F(SubgraphTest, BriefInferencesRunOnTheCallersThreadInTheSameOrder) {
-  stub_->may_borrow_thread = true;
-  const auto handle = from_file({.placement = {0, 4}});
-  std::vector<int32_t> ran_on;
-  std::thread::id thread;
-  stub_->on_execute = [&](int32_t core, TensorRefs inputs) {
-    ran_on.push_back(core);
-    thread = std::this_thread::get_id();
-    return Tensors(inputs.begin(), inputs.end());
-  };
-  for (int i = 0; i < 1000 && thread != std::this_thread::get_id(); ++i) run(handle);
-  EXPECT_EQ(thread, std::this_thread::get_id());
-  for (size_t i = 0; i < ran_on.size(); ++i) ASSERT_EQ(ran_on[i], static_cast<int32_t>(i % 4));
-}
-
 TEST_F(SubgraphTest, MovesReplicationsAndUnloadsLoseNoRequest) {
   const auto handle = from_file();
   stub_->on_execute = [](int32_t, TensorRefs inputs) { return Tensors{inputs[0] * 2}; };

@@ -69,4 +69,9 @@ bool HostBackend::may_borrow_thread(int32_t core) const {
   return intra_op_threads(core) == 1;
 }
 
+void HostBackend::run_borrowed(int32_t core, c10::function_ref<void()> work) {
+  const CpuBinding binding(shares_[core]);
+  work();
+}
+
 }  // namespace neuron::runtime::host

@@ -30,6 +30,7 @@ class HostBackend final : public Backend {
                                 int32_t core) override;
   void adopt_core_thread(int32_t core) override;
   bool may_borrow_thread(int32_t core) const override;
+  void run_borrowed(int32_t core, c10::function_ref<void()> work) override;
 
  private:
   /// The programs in use, by the executable they were made from, so that replicas share them.

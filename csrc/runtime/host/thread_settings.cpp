@@ -4,6 +4,7 @@
 #include <omp.h>
 #include <sched.h>
 
+#include <atomic>
 #include <cerrno>
 #include <cstring>
 
@@ -36,6 +37,30 @@ CoreScope::CoreScope(int32_t intra_op_threads) : no_autocast_(c10::autocast_disp
 CoreScope::~CoreScope() {
   if (omp_get_max_threads() != omp_threads_before_) omp_set_num_threads(omp_threads_before_);
   set_mkl_threads(mkl_threads_before_);
+}
+
+CpuBinding::CpuBinding(const std::vector<int32_t>& cpus) {
+  // On a machine with more CPUs than a cpu_set_t has, the first call fails: threads stay unbound.
+  cpu_set_t wanted;
+  CPU_ZERO(&wanted);
+  for (const int32_t cpu : cpus) {
+    if (cpu < CPU_SETSIZE) CPU_SET(cpu, &wanted);
+  }
+  if (sched_getaffinity(0, sizeof(before_), &before_) != 0 || CPU_COUNT(&wanted) == 0 ||
+      CPU_EQUAL(&wanted, &before_)) {
+    return;
+  }
+  bound_ = sched_setaffinity(0, sizeof(wanted), &wanted) == 0;
+  if (bound_) return;
+  static std::atomic_flag told;
+  if (told.test_and_set()) return;
+  log(LogLevel::kWarning,
+      message("the thread that computes for a core cannot be bound to CPUs ", join(cpus), ": ",
+              std::strerror(errno), "; it runs where the system puts it"));
+}
+
+CpuBinding::~CpuBinding() {
+  if (bound_) sched_setaffinity(0, sizeof(before_), &before_);
 }
 
 void pin_this_thread(const std::vector<int32_t>& cpus) {

@@ -2,6 +2,7 @@
 
 #include <ATen/core/grad_mode.h>
 #include <c10/core/impl/LocalDispatchKeySet.h>
+#include <sched.h>
 
 #include <cstdint>
 #include <vector>
@@ -23,6 +24,20 @@ class CoreScope {
   c10::impl::ExcludeDispatchKeyGuard no_autocast_;
   int32_t omp_threads_before_;
   int32_t mkl_threads_before_;
+};
+
+/// Binds the calling thread to `cpus` while it lives, and lets it go back to the CPUs it had after.
+/// Where the system refuses, that is logged once in a process, and threads stay where they are.
+class CpuBinding {
+ public:
+  explicit CpuBinding(const std::vector<int32_t>& cpus);
+  ~CpuBinding();
+  CpuBinding(const CpuBinding&) = delete;
+  CpuBinding& operator=(const CpuBinding&) = delete;
+
+ private:
+  cpu_set_t before_;
+  bool bound_ = false;
 };
 
 /// Binds the calling thread, and the threads it will make, to `cpus`. Where the system refuses, a
