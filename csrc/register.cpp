@@ -2,7 +2,9 @@
 // graphs call. Each op converts and delegates to subgraph/operations.h.
 #include <torch/library.h>
 
+#include "parallel/data_parallel.h"
 #include "placement/context.h"
+#include "subgraph/cause.h"
 #include "subgraph/find_subgraphs.h"
 #include "subgraph/operations.h"
 
@@ -56,11 +58,41 @@ void forward(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
   const c10::IValue list = torch::jit::pop(*stack);
   runtime::Tensors inputs;
   for (const c10::IValue& input : list.toListRef()) inputs.push_back(input.toTensor());
-  runtime::Tensors outputs = subgraph::forward(inputs, subgraph);
+  runtime::Tensors outputs =
+      subgraph::noting_cause([&] { return subgraph::forward(inputs, subgraph); });
   c10::List<at::Tensor> results;
   results.reserve(outputs.size());
   for (at::Tensor& output : outputs) results.push_back(std::move(output));
   torch::jit::push(*stack, std::move(results));
+}
+
+c10::IValue make_parallel(const c10::IValue& model, std::optional<std::vector<int64_t>> device_ids,
+                          int64_t dim, bool dynamic_batching) {
+  return parallel::make_parallel(torch::jit::Module(model.toObject()), device_ids, dim,
+                                 dynamic_batching)
+      ._ivalue();
+}
+
+c10::IValue forward_parallel(const c10::IValue& models, const c10::IValue& arguments,
+                             const std::vector<std::string>& names,
+                             const std::vector<int64_t>& cores_of_models, int64_t dim,
+                             int64_t split_size, int64_t traced_rows, int64_t workers) {
+  std::vector<torch::jit::Module> modules;
+  for (const auto& model : models.toTupleRef().elements()) modules.push_back(model.toModule());
+  int64_t cores = 0;
+  for (const int64_t count : cores_of_models) cores += count;
+  const parallel::Cut cut{dim, cores, split_size, traced_rows, workers};
+  return subgraph::noting_cause([&] {
+    return parallel::forward_parallel(modules, cores_of_models,
+                                      arguments.toTupleRef().elements().vec(), names, cut);
+  });
+}
+
+/// (text, whether it is the caller's fault), or nothing.
+std::optional<std::tuple<std::string, bool>> take_cause(const std::string& text) {
+  const auto cause = subgraph::take_cause(text);
+  if (!cause) return std::nullopt;
+  return std::tuple(cause->text, cause->callers_fault);
 }
 
 TORCH_LIBRARY(neuron_ext, m) {
@@ -83,7 +115,22 @@ TORCH_LIBRARY(neuron_ext, m) {
 
   // What the generated forward of a traced module calls where its arguments do not fit: an error of
   // an op reaches Python as a RuntimeError, one raised by TorchScript itself does not.
-  m.def("refuse", [](const std::string& why) { throw std::invalid_argument(why); });
+  m.def("refuse", [](const std::string& why) {
+    subgraph::noting_cause([&] { throw std::invalid_argument(why); });
+  });
+  // Conservative: the models may have state that a forward changes.
+  m.def(torch::schema(
+            "forward_parallel(Any models, Any arguments, str[] names, int[] cores_of_models,"
+            " int dim, int split_size, int traced_rows, int workers) -> Any",
+            c10::AliasAnalysisKind::CONSERVATIVE),
+        forward_parallel);
+  m.def("make_parallel(Any model, int[]? device_ids, int dim, bool dynamic_batching) -> Any",
+        make_parallel);
+  m.def("disable_dynamic_batching(Any parallel) -> ()", [](const c10::IValue& made) {
+    torch::jit::Module parallel(made.toObject());
+    parallel::disable_dynamic_batching(parallel);
+  });
+  m.def("take_cause", take_cause);
   m.def("subgraphs", [](const c10::IValue& module) { return subgraph::find_subgraphs(module); });
   m.def("set_neuron_cores(Any module, int start_nc, int nc_count) -> ()",
         over_subgraphs(subgraph::set_neuron_cores));

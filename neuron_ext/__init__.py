@@ -11,6 +11,7 @@ from neuron_ext import experimental
 from neuron_ext._library import PACKAGE as _PACKAGE
 from neuron_ext._version import __version__
 from neuron_ext.batching import dynamic_batch
+from neuron_ext.data_parallel import DataParallel
 from neuron_ext.loading import async_load, lazy_load, unload, wait
 from neuron_ext.placement import (
     multicore_context,
@@ -43,6 +44,7 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "CoreStats",
+    "DataParallel",
     "SubgraphStatus",
     "__version__",
     "async_load",

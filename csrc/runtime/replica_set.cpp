@@ -16,6 +16,11 @@ namespace {
 // Below this, binding the thread to the core's CPUs would cost as much as it gains.
 constexpr int64_t kBriefNs = 200'000;
 
+thread_local int32_t core_of_last_inference = -1;
+
+// Two wake-ups of threads.
+constexpr int64_t kHandOverNs = 50'000;
+
 /// The exception being handled, with the chunk named.
 std::exception_ptr chunk_error(size_t chunk, size_t count) {
   const auto named = [&](const char* what) {
@@ -42,6 +47,7 @@ class ReplicaSet::ExecuteJob : public Job {
       : set_(std::move(set)), inputs_(inputs.begin(), inputs.end()) {}
 
   void run(int32_t replica) noexcept override {
+    core_ = set_->claim_.first() + replica;
     try {
       const auto begin = CondVar::Clock::now();
       outputs_ = set_->execute_on(replica, inputs_);
@@ -53,6 +59,7 @@ class ReplicaSet::ExecuteJob : public Job {
 
   /// After Scheduler::run returned.
   Tensors take_outputs() {
+    core_of_last_inference = core_;
     if (error_ != nullptr) std::rethrow_exception(error_);
     return std::move(outputs_);
   }
@@ -62,7 +69,12 @@ class ReplicaSet::ExecuteJob : public Job {
   const Tensors inputs_;
   Tensors outputs_;
   std::exception_ptr error_;
+  int32_t core_ = -1;
 };
+
+int32_t ReplicaSet::take_last_core() {
+  return std::exchange(core_of_last_inference, -1);
+}
 
 ReplicaSet::ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::unique_ptr<Slot>> slots)
     : runtime_(runtime),
@@ -95,22 +107,28 @@ bool ReplicaSet::brief() const {
   return may_borrow_thread_ && typical >= 0 && typical < kBriefNs;
 }
 
-Tensors ReplicaSet::execute(TensorRefs inputs) {
-  const bool brief = this->brief();
-  if (brief || may_compute_here_) {
-    if (auto lease = runtime_.scheduler().try_lease(group_)) {
-      Tensors outputs;
-      if (brief) {
-        outputs = execute_on(lease->replica(), inputs);
-      } else {
-        const int32_t core = runtime_.global_index(claim_.first() + lease->replica());
-        runtime_.backend().run_borrowed(core,
-                                        [&] { outputs = execute_on(lease->replica(), inputs); });
-      }
-      note_duration(lease->end());
-      return outputs;
-    }
+/// Takes a free core for the calling thread to compute on, if it may.
+std::optional<Scheduler::Lease> ReplicaSet::try_lease() {
+  if (!may_compute_here_ && !brief()) return std::nullopt;
+  return runtime_.scheduler().try_lease(group_);
+}
+
+Tensors ReplicaSet::execute_under(Scheduler::Lease& lease, TensorRefs inputs) {
+  const int32_t core = claim_.first() + lease.replica();
+  core_of_last_inference = core;
+  Tensors outputs;
+  if (brief()) {
+    outputs = execute_on(lease.replica(), inputs);
+  } else {
+    runtime_.backend().run_borrowed(runtime_.global_index(core),
+                                    [&] { outputs = execute_on(lease.replica(), inputs); });
   }
+  note_duration(lease.end());
+  return outputs;
+}
+
+Tensors ReplicaSet::execute(TensorRefs inputs) {
+  if (auto lease = try_lease()) return execute_under(*lease, inputs);
   const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs);
   runtime_.scheduler().run(group_, job, runtime_.exec_timeout());
   return job->take_outputs();
@@ -127,37 +145,51 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
       if (failure == nullptr) failure = chunk_error(chunk, count);
     }
   };
-  if (slots_.size() == 1) {
-    for (size_t chunk = 0; chunk < count && failure == nullptr; ++chunk) {
-      attempt(chunk, [&] { outputs[chunk] = execute(inputs_of(chunk)); });
+  std::deque<std::pair<size_t, std::shared_ptr<ExecuteJob>>> under_way;
+  const size_t others = slots_.size() - 1;
+  size_t next = 0;
+  /// Other cores get no more than keeps them busy: other callers wait for few chunks.
+  const auto feed_others = [&](size_t cores) {
+    while (next < count && failure == nullptr && under_way.size() < 2 * cores) {
+      attempt(next, [&] {
+        const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs_of(next));
+        runtime_.scheduler().start(group_, job);
+        under_way.emplace_back(next, job);
+      });
+      ++next;
     }
-  } else {
-    // No more under way than keeps every replica busy: other callers wait for few of them.
-    const size_t most = 2 * slots_.size();
-    std::deque<std::pair<size_t, std::shared_ptr<ExecuteJob>>> under_way;
-    size_t next = 0;
-    for (;;) {
-      if (next < count && failure == nullptr && under_way.size() < most) {
-        attempt(next, [&] {
-          const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs_of(next));
-          runtime_.scheduler().start(group_, job);
-          under_way.emplace_back(next, job);
-        });
+  };
+  while ((next < count && failure == nullptr) || !under_way.empty()) {
+    if (next < count && failure == nullptr) {
+      if (others == 0 || worth_no_hand_over(count)) {
+        attempt(next, [&] { outputs[next] = execute(inputs_of(next)); });
         ++next;
-      } else if (!under_way.empty()) {
-        const auto [chunk, job] = std::move(under_way.front());
-        under_way.pop_front();
-        attempt(chunk, [&] {
-          runtime_.scheduler().await(*job, runtime_.exec_timeout());
-          outputs[chunk] = job->take_outputs();
-        });
-      } else {
-        break;
+        continue;
       }
+      if (auto lease = try_lease()) {
+        const size_t here = next++;
+        feed_others(others);
+        attempt(here, [&] { outputs[here] = execute_under(*lease, inputs_of(here)); });
+        continue;
+      }
+      feed_others(slots_.size());
     }
+    if (under_way.empty()) continue;
+    const auto [chunk, job] = std::move(under_way.front());
+    under_way.pop_front();
+    attempt(chunk, [&] {
+      runtime_.scheduler().await(*job, runtime_.exec_timeout());
+      outputs[chunk] = job->take_outputs();
+    });
   }
   if (failure != nullptr) std::rethrow_exception(failure);
   return outputs;
+}
+
+/// Whether `count` inferences one after another take less than waking other threads for them.
+bool ReplicaSet::worth_no_hand_over(size_t count) const {
+  const int64_t typical = typical_ns_.load(std::memory_order_relaxed);
+  return typical >= 0 && typical * static_cast<int64_t>(count) < kHandOverNs;
 }
 
 Tensors ReplicaSet::execute_on(int32_t replica, TensorRefs inputs) {

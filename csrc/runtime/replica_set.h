@@ -3,6 +3,7 @@
 #include <atomic>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "runtime/runtime.h"
@@ -29,6 +30,10 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
   /// @throws the first error, with the chunk named, when none of the chunks runs any more.
   std::vector<Tensors> execute_all(size_t count, const std::function<Tensors(size_t)>& inputs_of);
 
+  /// The core of the calling thread's last inference, also of one that failed, and forgets it; -1
+  /// if there was none since.
+  static int32_t take_last_core();
+
   std::vector<int64_t> cores() const;
   std::vector<int64_t> executions() const;
 
@@ -44,6 +49,9 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
   Tensors execute_on(int32_t replica, TensorRefs inputs);
   void note_duration(Scheduler::Duration took);
   bool brief() const;
+  bool worth_no_hand_over(size_t count) const;
+  std::optional<Scheduler::Lease> try_lease();
+  Tensors execute_under(Scheduler::Lease& lease, TensorRefs inputs);
 
   Runtime& runtime_;
   const CoreClaim claim_;

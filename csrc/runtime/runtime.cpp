@@ -21,6 +21,7 @@ namespace {
 std::atomic<Runtime*> process_runtime{nullptr};
 std::atomic<bool> forked_child{false};
 std::atomic<pid_t> closing_thread{0};  // set at exit
+thread_local bool exempt_from_exit_gates = false;
 Mutex making;
 
 std::unique_ptr<Backend> make_backend(const Settings& settings) {
@@ -32,7 +33,7 @@ std::unique_ptr<Backend> make_backend(const Settings& settings) {
   return std::make_unique<host::HostBackend>(settings.host_cores);
 }
 
-int32_t loader_threads() {
+int32_t most_loads_at_once() {
   // Loads wait for memory and page faults more than they compute, so a few more than there are CPUs
   // do no harm, and even one CPU overlaps loads.
   constexpr int32_t kLeast = 4;
@@ -108,7 +109,8 @@ Runtime::Runtime(std::unique_ptr<Backend> backend, const Settings& settings)
       loads_(cores_.global_indices.size(), 0),
       scheduler_(static_cast<int32_t>(cores_.global_indices.size()),
                  [this](int32_t core) { backend_->adopt_core_thread(global_index(core)); }),
-      loader_(loader_threads()) {
+      loader_threads_("neuron-load", most_loads_at_once()),
+      chunk_threads_("neuron-chunk", 2 * core_count()) {
   configure_log(settings.log_level, settings.log_location);
   log(LogLevel::kInfo, message("runtime ", backend_->name(), ": cores ",
                                join(cores_.global_indices), " of ", backend_->core_count()));
@@ -145,12 +147,26 @@ bool Runtime::close_until(CondVar::Clock::time_point deadline) {
   if (!exists() || lost_by_fork()) return true;
   Runtime* runtime = process_runtime.load();
   closing_thread.store(::gettid());
-  return runtime->loader_.stop_until(deadline) && runtime->scheduler_.close_until(deadline);
+  // Chunks wait for inferences, so these come last.
+  return runtime->loader_threads_.stop_until(deadline) &&
+         runtime->chunk_threads_.stop_until(deadline) && runtime->scheduler_.close_until(deadline);
+}
+
+bool Runtime::closing() {
+  return closing_thread.load(std::memory_order_relaxed) != 0;
+}
+
+ExitGate::Exempt::Exempt() {
+  exempt_from_exit_gates = true;
+}
+
+ExitGate::Exempt::~Exempt() {
+  exempt_from_exit_gates = false;
 }
 
 void ExitGate::pass() {
   const pid_t closing = closing_thread.load(std::memory_order_relaxed);
-  if (closing == 0 || closing == ::gettid()) return;
+  if (closing == 0 || closing == ::gettid() || exempt_from_exit_gates) return;
   for (;;) ::pause();
 }
 

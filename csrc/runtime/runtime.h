@@ -8,9 +8,9 @@
 #include "common/mutex.h"
 #include "placement/placement.h"
 #include "runtime/backend.h"
-#include "runtime/loader.h"
 #include "runtime/scheduler.h"
 #include "runtime/settings.h"
+#include "runtime/thread_pool.h"
 #include "runtime/visible_cores.h"
 
 namespace neuron::runtime {
@@ -40,6 +40,16 @@ class ExitGate {
   ExitGate(const ExitGate&) = delete;
   ExitGate& operator=(const ExitGate&) = delete;
 
+  /// While it lives, gates let the calling thread pass: one of the runtime's own, which never
+  /// returns to Python, and which `close_until` waits for.
+  class Exempt {
+   public:
+    Exempt();
+    ~Exempt();
+    Exempt(const Exempt&) = delete;
+    Exempt& operator=(const Exempt&) = delete;
+  };
+
  private:
   static void pass();
 };
@@ -64,6 +74,9 @@ class Runtime {
   /// @throws std::runtime_error if `lost_by_fork`.
   static void check_not_forked();
 
+  /// Whether `close_until` has begun: nothing new is worth beginning.
+  static bool closing();
+
   /// For tests: a runtime of its own over `backend`, used by `get` until `uninstall_for_testing`.
   static Runtime& install_for_testing(std::unique_ptr<Backend> backend, const Settings& settings);
   static void uninstall_for_testing();
@@ -83,7 +96,10 @@ class Runtime {
   int32_t global_index(int32_t core) const { return cores_.global_indices[core]; }
   Backend& backend() { return *backend_; }
   Scheduler& scheduler() { return scheduler_; }
-  Loader& loader() { return loader_; }
+  /// For loads in the background.
+  ThreadPool& loader_threads() { return loader_threads_; }
+  /// For the chunks of a DataParallel call: enough to keep all cores at work beside the callers.
+  ThreadPool& chunk_threads() { return chunk_threads_; }
   Scheduler::Duration exec_timeout() const { return settings_.exec_timeout; }
 
   /// Chooses the cores for `placement` and counts them as used.
@@ -102,7 +118,8 @@ class Runtime {
   mutable Mutex mutex_;
   std::vector<int64_t> loads_ GUARDED_BY(mutex_);
   Scheduler scheduler_;
-  Loader loader_;
+  ThreadPool loader_threads_;
+  ThreadPool chunk_threads_;
 };
 
 }  // namespace neuron::runtime

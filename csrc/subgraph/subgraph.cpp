@@ -19,6 +19,10 @@ Subgraph::Subgraph(Decoded decoded, std::optional<Placement> context)
       wishes_(decoded.wishes),
       context_(std::move(context)) {}
 
+std::shared_ptr<Subgraph> Subgraph::copy() const {
+  return std::make_shared<Subgraph>(Decoded{executable_, wishes()}, std::nullopt);
+}
+
 Wishes Subgraph::wishes() const {
   MutexLock lock(mutex_);
   return wishes_;
@@ -113,7 +117,7 @@ void Subgraph::load_now() {
 void Subgraph::load_in_background(const Placement& placement, bool is_move) {
   try {
     Runtime& runtime = Runtime::get();
-    runtime.loader().submit([self = shared_from_this(), &runtime, placement, is_move] {
+    runtime.loader_threads().submit([self = shared_from_this(), &runtime, placement, is_move] {
       try {
         self->publish(ReplicaSet::load(runtime, self->executable_, placement),
                       is_move ? &placement : nullptr);

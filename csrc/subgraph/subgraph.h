@@ -28,6 +28,9 @@ class Subgraph : public std::enable_shared_from_this<Subgraph> {
   /// the placement wished for, and is not saved.
   Subgraph(Decoded decoded, std::optional<Placement> context);
 
+  /// A subgraph of its own over the same executable, with the same wishes, that is not loaded.
+  std::shared_ptr<Subgraph> copy() const;
+
   const runtime::Executable& executable() const { return *executable_; }
   Wishes wishes() const;
   void set_lazy_load(bool enable);

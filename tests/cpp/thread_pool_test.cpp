@@ -1,4 +1,4 @@
-#include "runtime/loader.h"
+#include "runtime/thread_pool.h"
 
 #include <gtest/gtest.h>
 
@@ -14,12 +14,12 @@ namespace {
 
 using namespace std::chrono_literals;
 
-TEST(Loader, TasksOverlapUpToTheBound) {
+TEST(ThreadPool, TasksOverlapUpToTheBound) {
   std::barrier together(4);  // passes only if four tasks run at once
   std::latch done(4);
-  Loader loader(4);
+  ThreadPool pool("test", 4);
   for (int i = 0; i < 4; ++i) {
-    loader.submit([&] {
+    pool.submit([&] {
       together.arrive_and_wait();
       done.count_down();
     });
@@ -27,12 +27,12 @@ TEST(Loader, TasksOverlapUpToTheBound) {
   done.wait();
 }
 
-TEST(Loader, MoreTasksThanThreadsAllRunInOrder) {
+TEST(ThreadPool, MoreTasksThanThreadsAllRunInOrder) {
   std::vector<int> order;
   std::latch done(50);
-  Loader loader(1);
+  ThreadPool pool("test", 1);
   for (int i = 0; i < 50; ++i) {
-    loader.submit([&, i] {
+    pool.submit([&, i] {
       order.push_back(i);
       done.count_down();
     });
@@ -43,13 +43,13 @@ TEST(Loader, MoreTasksThanThreadsAllRunInOrder) {
   EXPECT_EQ(order, expected);
 }
 
-TEST(Loader, NeverRunsMoreTasksAtOnceThanItsBound) {
+TEST(ThreadPool, NeverRunsMoreTasksAtOnceThanItsBound) {
   std::atomic<int> running{0};
   std::atomic<int> most{0};
   std::latch done(40);
-  Loader loader(3);
+  ThreadPool pool("test", 3);
   for (int i = 0; i < 40; ++i) {
-    loader.submit([&] {
+    pool.submit([&] {
       const int now = ++running;
       int seen = most.load();
       while (seen < now && !most.compare_exchange_weak(seen, now)) {
@@ -64,23 +64,23 @@ TEST(Loader, NeverRunsMoreTasksAtOnceThanItsBound) {
   EXPECT_LE(most, 3);
 }
 
-TEST(Loader, StopsWithoutWhatHasNotBegun) {
+TEST(ThreadPool, StopsWithoutWhatHasNotBegun) {
   std::atomic<int> ran{0};
   std::binary_semaphore began(0);
   std::binary_semaphore go_on(0);
   {
-    Loader loader(1);
-    loader.submit([&] {
+    ThreadPool pool("test", 1);
+    pool.submit([&] {
       began.release();
       go_on.acquire();
       ++ran;
     });
-    loader.submit([&] { ++ran; });
+    pool.submit([&] { ++ran; });
     began.acquire();
-    EXPECT_FALSE(loader.stop_until(CondVar::Clock::now()));
+    EXPECT_FALSE(pool.stop_until(CondVar::Clock::now()));
     go_on.release();
-    EXPECT_TRUE(loader.stop_until(CondVar::Clock::now() + 60s));
-    EXPECT_THROW(loader.submit([] {}), std::runtime_error);
+    EXPECT_TRUE(pool.stop_until(CondVar::Clock::now() + 60s));
+    EXPECT_THROW(pool.submit([] {}), std::runtime_error);
   }
   EXPECT_EQ(ran, 1);
 }

@@ -2,6 +2,7 @@
 
 #include <deque>
 #include <functional>
+#include <string>
 #include <thread>
 #include <vector>
 
@@ -9,18 +10,20 @@
 
 namespace neuron::runtime {
 
-/// The threads that load in the background. They start as they are needed, up to a bound, and stay.
+/// Threads for tasks in the background. They start as they are needed, up to a bound, and stay.
 /// Thread-safe.
-class Loader {
+class ThreadPool {
  public:
-  explicit Loader(int32_t max_threads) : max_threads_(max_threads) {}
+  /// @param name of its threads, at most 15 characters.
+  ThreadPool(std::string name, int32_t max_threads)
+      : name_(std::move(name)), max_threads_(max_threads) {}
 
   /// Waits for the tasks that run; those not begun are dropped.
-  ~Loader();
-  Loader(const Loader&) = delete;
-  Loader& operator=(const Loader&) = delete;
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
 
-  /// Has a loader thread call `task`, which must not throw. Tasks begin in order.
+  /// Has a thread call `task`, which must not throw. Tasks begin in order.
   /// @throws std::system_error if there is no thread and none can be made; std::runtime_error after
   /// `stop_until`.
   void submit(std::function<void()> task);
@@ -31,9 +34,11 @@ class Loader {
  private:
   void thread_main();
 
+  const std::string name_;
   const int32_t max_threads_;
   Mutex mutex_;
-  CondVar changed_;
+  CondVar work_;
+  CondVar idle_;
   std::deque<std::function<void()>> tasks_ GUARDED_BY(mutex_);
   std::vector<std::thread> threads_ GUARDED_BY(mutex_);
   int32_t running_ GUARDED_BY(mutex_) = 0;

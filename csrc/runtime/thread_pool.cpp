@@ -1,4 +1,4 @@
-#include "runtime/loader.h"
+#include "runtime/thread_pool.h"
 
 #include <pthread.h>
 
@@ -7,54 +7,55 @@
 
 namespace neuron::runtime {
 
-Loader::~Loader() {
+ThreadPool::~ThreadPool() {
   std::vector<std::thread> threads;
   {
     MutexLock lock(mutex_);
     stopping_ = true;
     tasks_.clear();
-    changed_.notify_all();
+    work_.notify_all();
     threads = std::move(threads_);
   }
   for (auto& thread : threads) thread.join();
 }
 
-void Loader::submit(std::function<void()> task) {
+void ThreadPool::submit(std::function<void()> task) {
   MutexLock lock(mutex_);
-  if (stopping_)
-    throw std::runtime_error("nothing loads in the background any more: the process ends");
+  if (stopping_) {
+    throw std::runtime_error("nothing begins in the background any more: the process ends");
+  }
   const auto under_way = running_ + static_cast<int32_t>(tasks_.size());
   const auto threads = static_cast<int32_t>(threads_.size());
   if (under_way >= threads && threads < max_threads_) {
     try {
-      threads_.emplace_back(&Loader::thread_main, this);
+      threads_.emplace_back(&ThreadPool::thread_main, this);
     } catch (const std::system_error&) {
       if (threads == 0) throw;
     }
   }
   tasks_.push_back(std::move(task));
-  changed_.notify_all();
+  work_.notify_one();
 }
 
-bool Loader::stop_until(CondVar::Clock::time_point deadline) {
+bool ThreadPool::stop_until(CondVar::Clock::time_point deadline) {
   MutexLock lock(mutex_);
   stopping_ = true;
   tasks_.clear();
-  changed_.notify_all();
+  work_.notify_all();
   while (running_ > 0) {
     if (CondVar::Clock::now() >= deadline) return false;
-    changed_.wait_until(mutex_, deadline);
+    idle_.wait_until(mutex_, deadline);
   }
   return true;
 }
 
-void Loader::thread_main() {
-  pthread_setname_np(pthread_self(), "neuron-load");
+void ThreadPool::thread_main() {
+  pthread_setname_np(pthread_self(), name_.c_str());
   for (;;) {
     std::function<void()> task;
     {
       MutexLock lock(mutex_);
-      while (tasks_.empty() && !stopping_) changed_.wait(mutex_);
+      while (tasks_.empty() && !stopping_) work_.wait(mutex_);
       if (stopping_) return;
       task = std::move(tasks_.front());
       tasks_.pop_front();
@@ -63,8 +64,7 @@ void Loader::thread_main() {
     task();
     task = nullptr;  // what it holds may unload a replica: still part of the task
     MutexLock lock(mutex_);
-    --running_;
-    changed_.notify_all();
+    if (--running_ == 0) idle_.notify_all();
   }
 }
 
