@@ -121,9 +121,10 @@ class DataParallel(torch.nn.Module):
         if own.split_size > 0 or self._rows is None:
             return int(own.split_size) or None
         size = max(1, self._rows // len(own.device_ids))
-        if own.traced_rows == 0:
+        traced = int(own.traced_rows)
+        if traced == 0:
             return size
-        return int(-(-size // own.traced_rows) * own.traced_rows if own.dim == 0 else own.traced_rows)
+        return -(-size // traced) * traced if own.dim == 0 else traced
 
     @split_size.setter
     def split_size(self, rows: int) -> None:

@@ -275,7 +275,7 @@ def test_a_lazy_module_loads_once_straight_onto_its_cores(tmp_path, ids):
     loaded = torch.jit.load(str(save(traced, tmp_path / "m.pt")))
     assert cores_of(loaded) == [[]]
     parallel = DataParallel(loaded, ids)
-    assert sorted(sum(cores_of(parallel), [])) == ids
+    assert sorted(core for cores in cores_of(parallel) for core in cores) == ids
     models = [core.models for core in torch_neuronx.core_stats()]
     assert models == [int(core in ids) for core in range(CORES)]
     del parallel, loaded
@@ -394,7 +394,7 @@ def test_an_error_names_chunk_and_core_and_leaves_nothing_running():
 
         parallel.num_workers = 1
         done = sum(torch_neuronx.status(parallel)[0].executions)
-        with pytest.raises(RuntimeError, match="^chunk 5 of 40"):
+        with pytest.raises(RuntimeError, match=r"^chunk 5 of 40"):
             parallel(x)
         assert sum(torch_neuronx.status(parallel)[0].executions) == done + 4
     finally:

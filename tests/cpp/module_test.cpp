@@ -5,54 +5,20 @@
 #include <neuron_ext/runtime.h>
 #include <torch/script.h>
 
-#include <sstream>
 #include <thread>
 
-#include "stub_backend.h"
+#include "traced_module.h"
 
 namespace neuron {
 namespace {
 
+using testing::loaded;
+using testing::saved;
+using testing::traced;
 using Cores = std::vector<int64_t>;
 
 class ModuleTest : public testing::OnStubCores {
  protected:
-  static torch::jit::Module traced(const subgraph::Wishes& wishes = {}) {
-    torch::jit::Module module("Traced");
-    module.register_attribute(
-        "subgraph", c10::getCustomClassType<subgraph::SubgraphHandle>(),
-        c10::IValue(subgraph::NeuronSubgraph::from_trace(testing::make_state(wishes))));
-    define_forward(module);
-    return module;
-  }
-
-  /// forward(x) = neuron_ext::forward([x], self.subgraph)[0]. Built by hand: source given to
-  /// `define` knows no ops but torch's own.
-  static void define_forward(torch::jit::Module& module) {
-    const auto graph = std::make_shared<torch::jit::Graph>();
-    torch::jit::Value* self = graph->addInput("self")->setType(module._ivalue()->type());
-    torch::jit::Value* x = graph->addInput("x");
-    torch::jit::Value* subgraph = graph->insertGetAttr(self, "subgraph");
-    torch::jit::Value* inputs =
-        graph->insertNode(graph->createList(c10::TensorType::get(), {x}))->output();
-    const auto op = c10::Symbol::fromQualString("neuron_ext::forward");
-    torch::jit::Value* outputs = graph->insert(op, {inputs, subgraph});
-    graph->registerOutput(graph->insert(c10::aten::__getitem__, {outputs, 0}));
-    const c10::QualifiedName name(*module.type()->name(), "forward");
-    module.type()->addMethod(module._ivalue()->compilation_unit()->create_function(name, graph));
-  }
-
-  static std::string saved(const torch::jit::Module& module) {
-    std::ostringstream out;
-    module.save(out);
-    return out.str();
-  }
-
-  static torch::jit::Module loaded(const std::string& bytes) {
-    std::istringstream in(bytes);
-    return torch::jit::load(in);
-  }
-
   static Cores cores_of(const torch::jit::Module& module) { return status(module).at(0).cores; }
 };
 
