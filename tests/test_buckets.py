@@ -107,7 +107,7 @@ def test_the_caller_s_random_numbers_are_left_alone():
     assert_works(module)
 
 
-def test_one_bucket(pooled):
+def test_one_bucket():
     module = trace_buckets(given=examples()[:1])
     assert_same(module(*inputs(3)), seeded_pooled()(*inputs(3)))
 
@@ -298,16 +298,12 @@ class Around(torch.nn.Module):
         return self.inner(x, mask)
 
 
-def frozen_and_saved(module):
-    return loaded(saved_bytes(torch.jit.freeze(module)))
-
-
 ROUTES = {
     "saved": lambda module: loaded(saved_bytes(module)),
     "saved twice": lambda module: loaded(saved_bytes(loaded(saved_bytes(module)))),
     "copied": copy.deepcopy,
     "frozen": lambda module: torch.jit.freeze(module),
-    "frozen and saved": frozen_and_saved,
+    "frozen and saved": lambda module: loaded(saved_bytes(torch.jit.freeze(module))),
     "nested": lambda module: Around(module).eval(),
     "scripted": lambda module: loaded(saved_bytes(torch.jit.script(Around(module).eval()))),
 }
