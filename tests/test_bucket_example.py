@@ -7,6 +7,7 @@ import copy
 import hashlib
 import multiprocessing
 import zipfile
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,6 +115,7 @@ def assert_works(module, model):
 @pytest.mark.slow
 def test_the_example(traced, model):
     assert multiprocessing.active_children() == []
+    assert "neuron_ext-buckets" not in Path("/proc/self/maps").read_text()
     assert_works(traced, model)
     states = torch_neuronx.status(traced)
     assert [sum(one.executions) for one in states] == [2, 2]

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 from bucket_worker_helpers import PATIENCE, is_gone, pid_in, wait_for
-from helpers import clean_environment, eventually
+from helpers import TESTS, clean_environment, eventually
 
 pytestmark = pytest.mark.slow
 
@@ -42,6 +42,7 @@ def run_script(folder, text):
         capture_output=True,
         text=True,
         timeout=PATIENCE,
+        cwd=folder,
         check=False,
     )
 
@@ -65,6 +66,17 @@ def test_a_script_with_its_work_outside_of_the_guard(tmp_path):
     assert re.search(r"RuntimeError: bucket [01]: its worker process \d+ ended with", done.stderr)
     assert "belongs below `if __name__" in done.stderr
     assert list(tmp_path.glob("neuron_ext-buckets-*")) == []
+
+
+def test_the_example_of_the_documentation(tmp_path):
+    page = (TESTS.parent / "docs" / "buckets.md").read_text()
+    (code,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    config = "BucketModelConfig(get_kernel)"
+    assert config in code
+    code = code.replace(config, f'{config}, compiler="torchscript"')
+    done = run_script(tmp_path, code)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "torch.Size([1, 32, 4])\n"
 
 
 PATIENT_SCRIPT = """

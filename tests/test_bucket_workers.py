@@ -1,5 +1,6 @@
 """Buckets compile in processes: at the same time, with one answer, and nothing left behind."""
 
+import io
 import logging
 import multiprocessing
 import os
@@ -7,6 +8,7 @@ import pickle
 import sys
 import threading
 import types
+from pathlib import Path
 
 import pytest
 import torch
@@ -27,6 +29,7 @@ from trace_helpers import assert_same
 
 import neuron_ext
 from neuron_ext.buckets import job, parallel, worker_main, workers
+from neuron_ext.compiler.progress import Progress
 
 pytestmark = pytest.mark.slow
 
@@ -71,6 +74,8 @@ def test_buckets_compile_at_the_same_time_in_processes_of_their_own(tmp_path, ca
     model = seeded_pooled()
     for rows in range(1, 9):
         assert_same(module(*inputs(rows)), model(*inputs(rows)))
+    # The files of the workers are gone, on disk too.
+    assert "neuron_ext-buckets" not in Path("/proc/self/maps").read_text()
     said = [one.getMessage() for one in caplog.records]
     assert sorted(said) == ["a word from 0", "a word from 1", "a word from both"]
     first, last = capsys.readouterr().err.strip().splitlines()
@@ -106,6 +111,21 @@ def test_from_several_threads(tmp_path):
     for one in threads:
         one.join(PATIENCE)
     assert found == {0: "Pooled", 1: "Pooled"}
+
+
+class Terminal(io.StringIO):
+    def isatty(self):
+        return True
+
+
+def test_the_line_on_a_terminal_says_how_many_are_done(monkeypatch):
+    monkeypatch.setattr("neuron_ext.compiler.progress._REFRESH_SECONDS", 0.01)
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stderr", terminal)
+    with Progress("2 buckets") as progress:
+        eventually(lambda: "compiling 2 buckets ... " in terminal.getvalue())
+        progress.update("2 buckets, 1 done")
+        eventually(lambda: "compiling 2 buckets, 1 done ... " in terminal.getvalue())
 
 
 # ------------------------------------------------------------------------------------- bad ends

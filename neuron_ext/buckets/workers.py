@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import collections
 import contextlib
+import dataclasses
 import logging
 import os
 import pickle
@@ -153,6 +154,8 @@ class _Worker:
         # Mapped and not read: weights that buckets share are copied once, when they are merged.
         outcome = torch.load(path, mmap=True, weights_only=False)
         assert isinstance(outcome, Outcome)
+        if outcome.parts is not None:
+            outcome.parts = _without_mappings(outcome.parts)
         return outcome
 
     def close(self) -> None:
@@ -178,8 +181,16 @@ class _Worker:
             )
         return (
             f"its worker process {self.pid} ended with exit code {code} and without a result; "
-            "perhaps func ends the process"
+            "stderr has its error, unless func itself ends the process"
         )
+
+
+def _without_mappings(parts: TraceParts) -> TraceParts:
+    """With copies of what would keep the file on disk for as long as the module lives."""
+    version, ints, strings, int_lists, string_lists, tensors = parts.state
+    kept = {name: t if name == "weights" else t.clone() for name, t in tensors.items()}
+    state = (version, ints, strings, int_lists, string_lists, kept)
+    return dataclasses.replace(parts, state=state)
 
 
 def _start(index: int, folder: str, switches: Switches, running: list[_Worker]) -> None:
