@@ -23,6 +23,7 @@ from neuron_ext.status import CoreStats, SubgraphStatus, core_stats, status, vis
 
 if TYPE_CHECKING:
     from neuron_ext._trace import trace
+    from neuron_ext.buckets import BucketModelConfig, bucket_model_trace
 
 cmake_prefix_path = str(_PACKAGE / "share" / "cmake")
 """For ``CMAKE_PREFIX_PATH``, so that ``find_package(NeuronExt)`` finds the C++ side."""
@@ -35,6 +36,11 @@ def __getattr__(name: str) -> _Any:
 
         globals()["trace"] = trace
         return trace
+    if name in ("BucketModelConfig", "bucket_model_trace"):
+        from neuron_ext import buckets
+
+        globals()[name] = getattr(buckets, name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -43,11 +49,13 @@ def __dir__() -> list[str]:
 
 
 __all__ = [
+    "BucketModelConfig",
     "CoreStats",
     "DataParallel",
     "SubgraphStatus",
     "__version__",
     "async_load",
+    "bucket_model_trace",
     "cmake_prefix_path",
     "core_stats",
     "dynamic_batch",

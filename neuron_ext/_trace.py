@@ -6,6 +6,7 @@ import hashlib
 import os
 import platform
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,6 +98,42 @@ def trace(
     _check_options(
         func, input_output_aliases, partitioner_config, inline_weights_to_neff, cpu_backend
     )
+    parts = trace_parts(
+        func,
+        example_inputs,
+        compiler_workdir=compiler_workdir,
+        compiler_args=compiler_args,
+        compiler=compiler,
+    )
+    subgraph = _make_subgraph(parts.state)
+    with quiet():
+        return build_script_module(parts.name, subgraph, parts.inputs, parts.output)
+
+
+@dataclass(frozen=True)
+class TraceParts:
+    """What a traced module is made of: the name of its type, the state of its subgraph, and the
+    structures of its inputs and output.
+    """
+
+    name: str
+    state: State
+    inputs: _structure.Inputs
+    output: _structure.Node
+
+
+def trace_parts(
+    func: Callable[..., Any],
+    example_inputs: Any,
+    *,
+    compiler_workdir: str | os.PathLike[str] | None,
+    compiler_args: str | Sequence[str] | None,
+    compiler: str | None,
+) -> TraceParts:
+    """Compile a callable as `trace` does, with what that raises, up to the state of the subgraph.
+
+    No ``NeuronSubgraph`` and no ScriptModule is made.
+    """
     check_compiler(compiler)
     options = parse_compiler_args(compiler_args)
     arguments = (
@@ -108,9 +145,8 @@ def trace(
         func, inputs, tensors, compiler=compiler, options=options, workdir=workdir
     )
     name = callable_name(func)
-    subgraph = _make_subgraph(_encode(name, inputs, tensors, executable))
-    with quiet():
-        return build_script_module(name, subgraph, inputs, executable.outputs.node)
+    state = _encode(name, inputs, tensors, executable)
+    return TraceParts(name, state, inputs, executable.outputs.node)
 
 
 def _check_options(

@@ -58,6 +58,10 @@ class Progress:
         outcome = "compiled in" if kind is None else "gave up after"
         self._write(f"neuron_ext: {self._what} {outcome} {self._elapsed():.1f} s", end="\n")
 
+    def update(self, what: str) -> None:
+        """Show ``what`` instead from now on: in the next rewrite of the line, and at the end."""
+        self._what = what
+
     def _elapsed(self) -> float:
         return time.monotonic() - self._started
 
