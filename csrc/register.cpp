@@ -5,6 +5,7 @@
 #include "placement/context.h"
 #include "subgraph/find_subgraphs.h"
 #include "subgraph/operations.h"
+#include "subgraph/replace_weights.h"
 
 namespace neuron {
 namespace {
@@ -63,6 +64,29 @@ void forward(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
   torch::jit::push(*stack, std::move(results));
 }
 
+void push_tensors(torch::jit::Stack* stack, runtime::Tensors tensors) {
+  c10::List<at::Tensor> results;
+  results.reserve(tensors.size());
+  for (at::Tensor& tensor : tensors) results.push_back(std::move(tensor));
+  torch::jit::push(*stack, std::move(results));
+}
+
+void forward_held(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
+  const auto subgraph = torch::jit::pop(*stack).toCustomClass<NeuronSubgraph>();
+  const c10::IValue held_list = torch::jit::pop(*stack);
+  const c10::IValue input_list = torch::jit::pop(*stack);
+  runtime::Tensors inputs, held;
+  for (const c10::IValue& input : input_list.toListRef()) inputs.push_back(input.toTensor());
+  for (const c10::IValue& one : held_list.toListRef()) held.push_back(one.toTensor());
+  push_tensors(stack, subgraph::forward_held(inputs, held, subgraph));
+}
+
+bool replace_weights(const c10::IValue& module, const c10::Dict<std::string, at::Tensor>& weights) {
+  subgraph::NamedTensors named;
+  for (const auto& entry : weights) named.emplace_back(entry.key(), entry.value());
+  return subgraph::replace_weights(module, named);
+}
+
 TORCH_LIBRARY(neuron_ext, m) {
   m.class_<NeuronSubgraph>("NeuronSubgraph")
       .def(torch::init([](int64_t version, decltype(std::get<1>(State{})) ints,
@@ -81,6 +105,13 @@ TORCH_LIBRARY(neuron_ext, m) {
       " -> Tensor[]",
       torch::CppFunction::makeFromBoxedFunction<&forward>());
 
+  // Conservative: it may write to all that it is given. So nothing that compiles or freezes graphs
+  // leaves out, merges or reorders calls, or makes constants of the tensors.
+  m.def(torch::schema("forward_held(Tensor[] inputs, Tensor[] held, "
+                      "__torch__.torch.classes.neuron_ext.NeuronSubgraph subgraph) -> Tensor[]",
+                      c10::AliasAnalysisKind::CONSERVATIVE),
+        torch::CppFunction::makeFromBoxedFunction<&forward_held>());
+
   // What the generated forward of a traced module calls where its arguments do not fit: an error of
   // an op reaches Python as a RuntimeError, one raised by TorchScript itself does not.
   m.def("refuse", [](const std::string& why) { throw std::invalid_argument(why); });
@@ -92,6 +123,8 @@ TORCH_LIBRARY(neuron_ext, m) {
   m.def("set_async_load(Any module, bool enable) -> ()", over_subgraphs(subgraph::set_async_load));
   m.def("set_dynamic_batch(Any module, bool enable) -> ()",
         over_subgraphs(subgraph::set_dynamic_batch));
+  m.def("replace_weights(Any module, Dict(str, Tensor) weights) -> bool", replace_weights);
+  m.def("reset_state(Any module) -> ()", subgraph::reset_state);
   m.def("status", over_subgraphs(status));
   m.def("wait(Any module, float? timeout) -> bool", over_subgraphs(subgraph::wait));
   m.def("unload(Any module) -> ()", over_subgraphs(subgraph::unload));
