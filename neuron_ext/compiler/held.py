@@ -44,7 +44,7 @@ class HeldTensor:
         value: a dense copy of its own, which the traced module will have.
         is_parameter: whether it is a parameter there, else a buffer.
         places: where func keeps it.
-        positions: of flat example inputs that it stands for.
+        position: of the flat example input that it stands for, if it is one.
         output: the flat output that updates it, None for a weight.
     """
 
@@ -52,7 +52,7 @@ class HeldTensor:
     value: torch.Tensor
     is_parameter: bool
     places: list[Place] = field(default_factory=list)
-    positions: list[int] = field(default_factory=list)
+    position: int | None = None
     output: int | None = None
 
     @property
@@ -118,9 +118,14 @@ def plan_held(
     for position, (tensor, path) in enumerate(zip(tensors, inputs.paths, strict=True)):
         if id(tensor) not in outputs:
             continue
-        if id(tensor) not in held:
-            held[id(tensor)] = HeldTensor([_as_name(path)], _own_copy(path, tensor), False)
-        held[id(tensor)].positions.append(position)
+        if id(tensor) in held:
+            raise ValueError(
+                f"input_output_aliases: one tensor is {held[id(tensor)].name!r} and the example "
+                f"input {path!r}; pass a clone for the one that is no state"
+            )
+        held[id(tensor)] = HeldTensor(
+            [_as_name(path)], _own_copy(path, tensor), False, position=position
+        )
     for key in aliases:
         if id(key) not in held:
             raise ValueError(
@@ -133,7 +138,7 @@ def plan_held(
         return None
     plan_of = tuple(held.values())
     check_names(plan_of)
-    stateful = {position for one in plan_of for position in one.positions}
+    stateful = {one.position for one in plan_of}
     kept = tuple(i for i in range(len(tensors)) if i not in stateful)
     return HeldPlan(plan_of, _user_inputs(inputs, kept), tuple(tensors[i] for i in kept), kept)
 

@@ -78,7 +78,8 @@ class HeldModule(FlatModule):
         """All flat arguments in func's own order."""
         by_position = dict(zip(self._plan.user_positions, users, strict=True))
         for one, tensor in zip(self._plan.held, held, strict=True):
-            by_position.update(dict.fromkeys(one.positions, tensor))
+            if one.position is not None:
+                by_position[one.position] = tensor
         return [by_position[i] for i in range(len(by_position))]
 
     def _first_call(self, users: Sequence[torch.Tensor], held: list[torch.Tensor]) -> Any:
