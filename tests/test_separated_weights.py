@@ -189,7 +189,14 @@ def through_a_file(module):
     return loaded(saved_bytes(torch.jit.script(module)))
 
 
-@pytest.mark.parametrize("wrap", [lambda module: module, scripted, frozen, through_a_file])
+def traced_again(module):
+    return torch.jit.trace(module, X)
+
+
+WRAPPERS = [lambda module: module, scripted, frozen, through_a_file, traced_again]
+
+
+@pytest.mark.parametrize("wrap", WRAPPERS)
 def test_several_blocks_in_one_module(pair, wrap):
     net, data = pair
     new = Two(network(net), network(net)).eval()
@@ -331,7 +338,24 @@ def test_an_lstm_which_keeps_a_list_of_its_weights(compiler):
     assert net.rnn._flat_weights[0] is net.rnn.weight_ih_l0
 
 
-def test_a_weight_that_is_reached_another_way_is_refused():
+def test_control_flow_inside():
+    class Net(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.full((2,), 3.0))
+
+        def forward(self, x):
+            return torch.cond(x.sum() > 0, lambda x, w: x * w, lambda x, w: x - w, (x, self.weight))
+
+    net, x = Net(), torch.ones(2)
+    module = separated(net, x, compiler="inductor")
+    neuron_ext.replace_weights(module, {"weight": torch.full((2,), 5.0)})
+    assert torch.equal(module(x), 5 * x)
+    assert torch.equal(module(-x), -x - 5)
+
+
+@pytest.mark.parametrize("compiler", ["torchscript", "inductor"])
+def test_a_weight_that_is_reached_another_way_is_refused(compiler):
     class Net(torch.nn.Module):
         def __init__(self):
             super().__init__()
@@ -343,7 +367,7 @@ def test_a_weight_that_is_reached_another_way_is_refused():
             return x * self.all[0] + self.all[1]
 
     with pytest.raises(ValueError, match="reaches 'one', 'two' by another way"):
-        separated(Net(), torch.ones(2))
+        separated(Net(), torch.ones(2), compiler=compiler)
 
 
 @pytest.mark.parametrize(

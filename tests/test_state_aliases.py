@@ -221,12 +221,15 @@ def test_a_failed_call_leaves_the_state():
     assert module.total.tolist() == [2.0] * 3
 
 
-def test_calls_of_many_threads_run_one_after_another_on_all_replicas():
+def counter():
+    """Returns how often it was called before, plus x."""
     count = torch.zeros(1)
+    return trace(lambda c, x: (c + 1, c + x), (count, torch.zeros(1)), {count: 0})
+
+
+def test_calls_of_many_threads_run_one_after_another_on_all_replicas():
     with neuron_ext.multicore_context():
-        module = loaded(
-            saved_bytes(trace(lambda c, x: (c + 1, c + x), (count, torch.zeros(1)), {count: 0}))
-        )
+        module = loaded(saved_bytes(counter()))
 
     def call():
         return [module(torch.ones(1)).item() for _ in range(100)]
@@ -236,6 +239,16 @@ def test_calls_of_many_threads_run_one_after_another_on_all_replicas():
     assert all(one == sorted(one) for one in seen)
     assert module.c.item() == 800
     assert all(count > 0 for count in only_status(module).executions)
+
+
+def test_inference_mode_makes_no_difference():
+    data = saved_bytes(counter())
+    with torch.inference_mode():
+        module = loaded(data)
+        assert module(torch.zeros(1)).item() == 0
+    assert module(torch.zeros(1)).item() == 1
+    neuron_ext.reset_state(module)
+    assert module(torch.zeros(1)).item() == 0
 
 
 def test_a_reset_falls_between_two_calls():
@@ -301,9 +314,7 @@ class Twice(torch.nn.Module):
 
 @pytest.mark.parametrize("freeze", [False, True])
 def test_graphs_leave_no_call_out(freeze):
-    count = torch.zeros(1)
-    counter = trace(lambda c, x: (c + 1, c + x), (count, torch.zeros(1)), {count: 0})
-    module = torch.jit.script(Twice(counter).eval())
+    module = torch.jit.script(Twice(counter()).eval())
     module = torch.jit.freeze(module) if freeze else module
     got = [[one.item() for one in module(torch.zeros(1))] for _ in range(4)]
     assert got == [[1.0, 2.0], [4.0, 5.0], [7.0, 8.0], [10.0, 11.0]]

@@ -102,6 +102,12 @@ class FlatModule(torch.nn.Module):
     def check_first_run(self) -> None:
         """Called after `run_once`; raises ValueError for what it showed to be impossible."""
 
+    def check_program(self, program: torch.export.ExportedProgram) -> None:
+        """Called with what was exported; raises ValueError if that is not what was wanted."""
+
+    def check_before_script(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Called with example inputs before a TorchScript trace; raises as `check_program`."""
+
 
 @dataclass(frozen=True)
 class FirstRun:

@@ -5,7 +5,7 @@ the held tensors, which func finds in places of its own.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -42,8 +42,9 @@ class HeldModule(FlatModule):
         self.castable = len(plan.user_tensors)
         self._plan = plan
         self._changed: frozenset[int] = frozenset()
-        self._bypassed: list[str] = []
-        self._originals = self._found()
+        self._originals = {
+            _identity(place.table[place.key]): one.name for one in plan.held for place in one.places
+        }
         modules = (one for part in self.parts for one in part.modules())
         self._rnns = [one for one in modules if isinstance(one, torch.nn.RNNBase)]
 
@@ -57,20 +58,41 @@ class HeldModule(FlatModule):
             return super().call(self._arguments(users, held))
 
     def check_first_run(self) -> None:
-        if self._bypassed:
-            raise ValueError(
-                f"{self.name} reaches {', '.join(map(repr, self._bypassed))} by another way than "
-                "the attribute of that name, so it cannot be held apart from the code; read it "
-                "from the attribute in forward"
-            )
         changed = [self._plan.held[i] for i in sorted(self._changed)]
         weights = [one.name for one in changed if one.output is None]
         if weights:
             raise mutated_state_error(self, weights)
         self._check_outputs()
 
-    def _found(self) -> dict[Any, str]:
-        return {place.table[place.key]: one.name for one in self._plan.held for place in one.places}
+    def check_program(self, program: torch.export.ExportedProgram) -> None:
+        used = {
+            node.name for node in program.graph.nodes if node.op == "placeholder" and node.users
+        }
+        tensors = (
+            program.constants.get(spec.target, program.state_dict.get(spec.target))
+            for spec in program.graph_signature.input_specs
+            if spec.target is not None and getattr(spec.arg, "name", None) in used
+        )
+        self._refuse({_identity(one) for one in tensors if isinstance(one, torch.Tensor)})
+
+    def check_before_script(self, tensors: Sequence[torch.Tensor]) -> None:
+        if not self._originals:
+            return
+        # Not earlier: what TorchDynamo compiles under such a mode does not work outside of it.
+        watch = _Watch()
+        with watch:
+            self(*(tensor.clone() for tensor in tensors))
+        self._refuse(watch.seen)
+
+    def _refuse(self, read: set[Any]) -> None:
+        """Raise if ``read`` has the identity of a tensor that the module is to hold."""
+        names = sorted({self._originals[one] for one in read - {None} if one in self._originals})
+        if names:
+            raise ValueError(
+                f"{self.name} reaches {', '.join(map(repr, names))} by another way than the "
+                "attribute of that name, so it cannot be held apart from the code; read it from "
+                "the attribute in forward"
+            )
 
     def _arguments(
         self, users: Sequence[torch.Tensor], held: Sequence[torch.Tensor]
@@ -83,15 +105,13 @@ class HeldModule(FlatModule):
         return [by_position[i] for i in range(len(by_position))]
 
     def _first_call(self, users: Sequence[torch.Tensor], held: list[torch.Tensor]) -> Any:
-        """Also learns which held tensors func changes, and which it reaches past us."""
+        """Also learns which held tensors func changes."""
         given = [
             tensor if one.is_parameter and one.output is None else tensor.clone()
             for one, tensor in zip(self._plan.held, held, strict=True)
         ]
         versions = [tensor._version for tensor in given]
-        # Whoever runs us may have put copies in the places of the originals.
-        watch = _Watch({**self._originals, **self._found()})
-        with self._in_place(given) as replaced, watch:
+        with self._in_place(given) as replaced:
             value = super().call(self._arguments(users, given))
             replaced += [
                 i
@@ -105,7 +125,6 @@ class HeldModule(FlatModule):
             or (tensor is not held[i] and not same_bytes(tensor, held[i]))
         }
         self._changed = frozenset({*changed, *replaced})
-        self._bypassed = sorted(watch.seen)
         return value
 
     @contextlib.contextmanager
@@ -158,21 +177,23 @@ class HeldModule(FlatModule):
 
 
 class _Watch(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Notices operators that take one of these tensors."""
+    """Notes the tensors that operators take."""
 
-    def __init__(self, names: Mapping[Any, str]) -> None:
+    supports_higher_order_operators = True
+
+    def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
-        self.seen: set[str] = set()
-        self._names = {_identity(tensor): name for tensor, name in names.items()}
+        self.seen: set[Any] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        for value in tree_leaves((args, kwargs)):
-            if isinstance(value, torch.Tensor) and value.layout == torch.strided and value.numel():
-                name = self._names.get(_identity(value))
-                if name is not None:
-                    self.seen.add(name)
+        self.seen.update(
+            _identity(one) for one in tree_leaves((args, kwargs)) if isinstance(one, torch.Tensor)
+        )
         return func(*args, **(kwargs or {}))
 
 
-def _identity(tensor: torch.Tensor) -> tuple[int, tuple[int, ...], tuple[int, ...]]:
+def _identity(tensor: Any) -> Any:
+    """The same for two tensors that are one in memory. None where there is no memory."""
+    if tensor.layout != torch.strided or tensor.numel() == 0 or tensor.device.type != "cpu":
+        return None
     return tensor.data_ptr(), tuple(tensor.shape), tensor.stride()
