@@ -7,6 +7,7 @@
 #include "subgraph/cause.h"
 #include "subgraph/find_subgraphs.h"
 #include "subgraph/operations.h"
+#include "subgraph/replace_weights.h"
 
 namespace neuron {
 namespace {
@@ -51,6 +52,13 @@ std::vector<CoreStatsTuple> core_stats() {
   return all;
 }
 
+void push_tensors(torch::jit::Stack* stack, runtime::Tensors tensors) {
+  c10::List<at::Tensor> results;
+  results.reserve(tensors.size());
+  for (at::Tensor& tensor : tensors) results.push_back(std::move(tensor));
+  torch::jit::push(*stack, std::move(results));
+}
+
 /// On the stack, as the interpreter calls it: the conversions of an ordinary C++ op allocate more
 /// than the rest of a call.
 void forward(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
@@ -58,12 +66,7 @@ void forward(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
   const c10::IValue list = torch::jit::pop(*stack);
   runtime::Tensors inputs;
   for (const c10::IValue& input : list.toListRef()) inputs.push_back(input.toTensor());
-  runtime::Tensors outputs =
-      subgraph::noting_cause([&] { return subgraph::forward(inputs, subgraph); });
-  c10::List<at::Tensor> results;
-  results.reserve(outputs.size());
-  for (at::Tensor& output : outputs) results.push_back(std::move(output));
-  torch::jit::push(*stack, std::move(results));
+  push_tensors(stack, subgraph::noting_cause([&] { return subgraph::forward(inputs, subgraph); }));
 }
 
 c10::IValue make_parallel(const c10::IValue& model, std::optional<std::vector<int64_t>> device_ids,
@@ -95,6 +98,23 @@ std::optional<std::tuple<std::string, bool>> take_cause(const std::string& text)
   return std::tuple(cause->text, cause->callers_fault);
 }
 
+void forward_held(const c10::OperatorHandle& /*op*/, torch::jit::Stack* stack) {
+  const auto subgraph = torch::jit::pop(*stack).toCustomClass<NeuronSubgraph>();
+  const c10::IValue held_list = torch::jit::pop(*stack);
+  const c10::IValue input_list = torch::jit::pop(*stack);
+  runtime::Tensors inputs, held;
+  for (const c10::IValue& input : input_list.toListRef()) inputs.push_back(input.toTensor());
+  for (const c10::IValue& one : held_list.toListRef()) held.push_back(one.toTensor());
+  push_tensors(stack, subgraph::noting_cause(
+                          [&] { return subgraph::forward_held(inputs, held, subgraph); }));
+}
+
+bool replace_weights(const c10::IValue& module, const c10::Dict<std::string, at::Tensor>& weights) {
+  subgraph::NamedTensors named;
+  for (const auto& entry : weights) named.emplace_back(entry.key(), entry.value());
+  return subgraph::replace_weights(module, named);
+}
+
 TORCH_LIBRARY(neuron_ext, m) {
   m.class_<NeuronSubgraph>("NeuronSubgraph")
       .def(torch::init([](int64_t version, decltype(std::get<1>(State{})) ints,
@@ -112,6 +132,13 @@ TORCH_LIBRARY(neuron_ext, m) {
       "forward(Tensor[] inputs, __torch__.torch.classes.neuron_ext.NeuronSubgraph subgraph)"
       " -> Tensor[]",
       torch::CppFunction::makeFromBoxedFunction<&forward>());
+
+  // Conservative: it may write to all that it is given. So nothing that compiles or freezes graphs
+  // leaves out, merges or reorders calls, or makes constants of the tensors.
+  m.def(torch::schema("forward_held(Tensor[] inputs, Tensor[] held, "
+                      "__torch__.torch.classes.neuron_ext.NeuronSubgraph subgraph) -> Tensor[]",
+                      c10::AliasAnalysisKind::CONSERVATIVE),
+        torch::CppFunction::makeFromBoxedFunction<&forward_held>());
 
   // What the generated forward of a traced module calls where its arguments do not fit: an error of
   // an op reaches Python as a RuntimeError, one raised by TorchScript itself does not.
@@ -139,6 +166,8 @@ TORCH_LIBRARY(neuron_ext, m) {
   m.def("set_async_load(Any module, bool enable) -> ()", over_subgraphs(subgraph::set_async_load));
   m.def("set_dynamic_batch(Any module, bool enable) -> ()",
         over_subgraphs(subgraph::set_dynamic_batch));
+  m.def("replace_weights(Any module, Dict(str, Tensor) weights) -> bool", replace_weights);
+  m.def("reset_state(Any module) -> ()", subgraph::reset_state);
   m.def("status", over_subgraphs(status));
   m.def("wait(Any module, float? timeout) -> bool", over_subgraphs(subgraph::wait));
   m.def("unload(Any module) -> ()", over_subgraphs(subgraph::unload));

@@ -20,6 +20,7 @@ from neuron_ext.placement import (
     set_neuron_cores,
 )
 from neuron_ext.status import CoreStats, SubgraphStatus, core_stats, status, visible_core_count
+from neuron_ext.weights import move_trace_to_device, replace_weights, reset_state
 
 if TYPE_CHECKING:
     from neuron_ext._trace import trace
@@ -61,8 +62,11 @@ __all__ = [
     "dynamic_batch",
     "experimental",
     "lazy_load",
+    "move_trace_to_device",
     "multicore_context",
     "neuron_cores_context",
+    "replace_weights",
+    "reset_state",
     "set_multicore",
     "set_neuron_cores",
     "status",

@@ -17,6 +17,7 @@ from neuron_ext._version import __version__
 from neuron_ext.compiler import CompiledExecutable, check_compiler, compile_executable, quiet
 from neuron_ext.compiler.args import parse_compiler_args
 from neuron_ext.compiler.flat_module import dtype_name
+from neuron_ext.compiler.held import HeldTensor, add_held_fields, plan_held
 from neuron_ext.compiler.naming import argument_names, callable_name
 from neuron_ext.compiler.script_module import build_script_module
 
@@ -61,7 +62,11 @@ def trace(
         example_inputs: a tensor or a dict, which is the one argument of ``func``, or a tuple or
             list with one item per argument; an argument is a tensor or a nested tuple, list or dict
             of tensors.
-        input_output_aliases: not supported in this version; leave it empty.
+        input_output_aliases: from state tensors to the index of the flat output that is their next
+            value. A state is a parameter or buffer of ``func``, or one of the example input
+            tensors, told by identity; it has the shape and dtype of its output. The traced module
+            holds it, each successful call updates it, and neither it nor its output is an argument
+            or result any more. ``docs/weights_and_state.md`` has the rules.
         compiler_workdir: a directory, made if missing, that keeps what the compiler wrote: the
             exported program, generated code, weights and options. Files of an earlier trace in it
             are overwritten. Such a trace always compiles, whatever the compile cache holds.
@@ -71,7 +76,9 @@ def trace(
             graph beside native code. Any other documented flag is accepted and has no effect, which
             one log line says.
         partitioner_config: not supported in this version; leave it None.
-        inline_weights_to_neff: only True in this version.
+        inline_weights_to_neff: False to leave parameters and persistent buffers as tensors in the
+            traced module, under their names in the state dict, for `replace_weights`. Weights
+            cannot be folded and packed into the code then, which makes it slower.
         cpu_backend: accepted; tracing always runs on the CPU.
         compiler: ``"inductor"`` for native code, ``"torchscript"`` for a portable graph, or None:
             inductor where a C++ compiler works and ``func`` allows it, else torchscript, which a
@@ -82,7 +89,8 @@ def trace(
 
     Raises:
         ValueError: for example inputs, flags or options that cannot be used, a ``func`` that
-            changes its buffers, and outputs that TorchScript has no type for.
+            changes buffers that are no aliased state, aliases and names of held tensors that cannot
+            be, and outputs that TorchScript has no type for.
         TypeError: if ``func`` is not callable.
         RuntimeError: if ``func`` fails, cannot be traced or compiled here, or a variable of the
             compile cache has a value that means nothing.
@@ -104,22 +112,25 @@ def trace(
         compiler_workdir=compiler_workdir,
         compiler_args=compiler_args,
         compiler=compiler,
+        input_output_aliases=input_output_aliases,
+        inline_weights_to_neff=inline_weights_to_neff,
     )
     subgraph = _make_subgraph(parts.state)
     with quiet():
-        return build_script_module(parts.name, subgraph, parts.inputs, parts.output)
+        return build_script_module(parts.name, subgraph, parts.inputs, parts.output, parts.held)
 
 
 @dataclass(frozen=True)
 class TraceParts:
-    """What a traced module is made of: the name of its type, the state of its subgraph, and the
-    structures of its inputs and output.
+    """What a traced module is made of: the name of its type, the state of its subgraph, the
+    structures of its inputs and output, and the tensors that it holds.
     """
 
     name: str
     state: State
     inputs: _structure.Inputs
     output: _structure.Node
+    held: tuple[HeldTensor, ...] = ()
 
 
 def trace_parts(
@@ -129,6 +140,8 @@ def trace_parts(
     compiler_workdir: str | os.PathLike[str] | None,
     compiler_args: str | Sequence[str] | None,
     compiler: str | None,
+    input_output_aliases: Mapping[Any, Any] | None = None,
+    inline_weights_to_neff: bool = True,
 ) -> TraceParts:
     """Compile a callable as `trace` does, with what that raises, up to the state of the subgraph.
 
@@ -140,13 +153,28 @@ def trace_parts(
         list(example_inputs) if isinstance(example_inputs, (tuple, list)) else [example_inputs]
     )
     inputs, tensors = _structure.read_inputs(argument_names(func, len(arguments)), arguments)
-    workdir = _make_workdir(compiler_workdir)
-    executable = compile_executable(
-        func, inputs, tensors, compiler=compiler, options=options, workdir=workdir
+    held = plan_held(
+        func,
+        inputs,
+        tensors,
+        input_output_aliases or {},
+        separate_weights=not inline_weights_to_neff,
     )
+    workdir = _make_workdir(compiler_workdir)
     name = callable_name(func)
-    state = _encode(name, inputs, tensors, executable)
-    return TraceParts(name, state, inputs, executable.outputs.node)
+    if held is None:
+        executable = compile_executable(
+            func, inputs, tensors, compiler=compiler, options=options, workdir=workdir
+        )
+        state = _encode(name, inputs.paths, tensors, executable)
+        return TraceParts(name, state, inputs, executable.outputs.node)
+    executable = compile_executable(
+        func, inputs, held.tensors, compiler=compiler, options=options, workdir=workdir, held=held
+    )
+    state = _encode(name, held.paths, held.tensors, executable)
+    add_held_fields(held, executable.outputs.node, state)
+    output = held.visible_output(executable.outputs.node)
+    return TraceParts(name, state, held.inputs, output, held.held)
 
 
 def _check_options(
@@ -170,16 +198,11 @@ def _check_options(
             )
     if input_output_aliases is not None and not isinstance(input_output_aliases, Mapping):
         raise ValueError(
-            f"input_output_aliases must be a dict, got {input_output_aliases!r}; leave it out"
+            "input_output_aliases must be a dict from state tensors to output indices, got "
+            f"{input_output_aliases!r} of type {type(input_output_aliases).__name__}"
         )
     for name, wanted, remedy in (
-        (
-            "input_output_aliases",
-            bool(input_output_aliases),
-            "return the state as an output and pass it in again",
-        ),
         ("partitioner_config", partitioner_config is not None, "leave it None"),
-        ("inline_weights_to_neff=False", not inline_weights_to_neff, "leave it True"),
     ):
         if wanted:
             raise NotImplementedError(f"{name} is not supported in this version; {remedy}")
@@ -208,7 +231,7 @@ def _make_workdir(compiler_workdir: Any) -> Path | None:
 
 def _encode(
     name: str,
-    inputs: _structure.Inputs,
+    paths: Sequence[str],
     tensors: Sequence[torch.Tensor],
     executable: CompiledExecutable,
 ) -> State:
@@ -236,7 +259,7 @@ def _encode(
         "mutated_inputs": list(executable.mutated_inputs),
     }
     string_lists = {
-        "input_names": list(inputs.paths),
+        "input_names": list(paths),
         "input_dtypes": [dtype_name(t.dtype) for t in tensors],
         "output_dtypes": [dtype_name(dtype) for dtype in outputs.dtypes],
     }

@@ -6,6 +6,7 @@
 
 #include <cstdint>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "runtime/content.h"
@@ -49,6 +50,14 @@ enum class Format { kInductor, kTorchScript, kNeff };
 
 const char* to_string(Format format);
 
+/// A held tensor that each inference replaces by one of its outputs.
+struct StateAlias {
+  int64_t input = 0;
+  int64_t output = 0;
+  at::Tensor
+      initial;  ///< uint8: the bytes of the initial value, or of one element if all are equal
+};
+
 /// The compiled artefact of a subgraph with its weights and specification. Never changes after it
 /// is made, so that any number of threads and replicas may share it. Contents are null where the
 /// format has none.
@@ -58,12 +67,20 @@ struct Executable {
   Format format = Format::kTorchScript;
   std::vector<TensorSpec> inputs;
   std::vector<TensorSpec> outputs;
+  /// How many of the inputs, the last ones, are held by the module: weights and state. Their names
+  /// are those of the module's tensors.
+  int64_t held_inputs = 0;
+  std::vector<std::pair<std::string, int64_t>> tied_names;  ///< further names, positions of inputs
+  std::vector<StateAlias> aliases;
   std::vector<int64_t> mutated_inputs;  ///< positions of inputs that the computation updates
   Requirements requirements;
   ContentPtr code;     ///< kInductor: a shared library
   ContentPtr weights;  ///< kInductor: the constants
   std::vector<ConstantSpec> constants;
   ContentPtr graph;  ///< kTorchScript, and a fall back for kInductor: a TorchScript archive
+
+  /// How many inputs come from the caller.
+  size_t user_inputs() const { return inputs.size() - static_cast<size_t>(held_inputs); }
 };
 
 }  // namespace neuron::runtime

@@ -28,12 +28,18 @@ namespace {
 }  // namespace
 
 void check_batchable(const Executable& executable) {
-  if (executable.inputs.empty()) refuse(executable, "it has no inputs");
+  if (executable.user_inputs() == 0) refuse(executable, "it has no inputs");
+  if (!executable.aliases.empty()) {
+    const auto index = static_cast<size_t>(executable.aliases.front().input);
+    refuse(executable, message("it has the state '", executable.inputs[index].name,
+                               "', which every chunk would change"));
+  }
   if (!executable.mutated_inputs.empty()) {
     const auto index = static_cast<size_t>(executable.mutated_inputs.front());
     refuse(executable, message("it updates its input '", executable.inputs[index].name, "'"));
   }
-  for (const TensorSpec& spec : executable.inputs) {
+  for (size_t i = 0; i < executable.user_inputs(); ++i) {
+    const TensorSpec& spec = executable.inputs[i];
     if (spec.shape.empty()) refuse(executable, message("its input '", spec.name, "' has none"));
     if (spec.shape[0] == 0) refuse(executable, message("its input '", spec.name, "' is empty"));
     if (spec.shape[0] != chunk_rows(executable)) {
@@ -60,7 +66,12 @@ int64_t check_batch(const Executable& executable, TensorRefs inputs) {
     check_inputs(executable, inputs);
   }
   const int64_t rows = inputs[0].size(0);
-  for (size_t i = 0; i < inputs.size(); ++i) {
+  const size_t users = executable.user_inputs();
+  for (size_t i = users; i < inputs.size(); ++i) {
+    check_input(executable, executable.inputs[i], inputs[i],
+                "a weight of a traced module keeps its shape and dtype");
+  }
+  for (size_t i = 0; i < users; ++i) {
     TensorSpec spec = executable.inputs[i];
     spec.shape[0] = rows;
     check_input(executable, spec, inputs[i],
@@ -73,8 +84,9 @@ int64_t check_batch(const Executable& executable, TensorRefs inputs) {
 
 Tensors chunk_of(const Executable& executable, TensorRefs inputs, int64_t begin) {
   const int64_t size = chunk_rows(executable);
+  const size_t users = executable.user_inputs();
   Tensors chunk;
-  for (const at::Tensor& input : inputs) {
+  for (const at::Tensor& input : inputs.slice(0, users)) {
     const int64_t end = std::min(begin + size, input.size(0));
     at::Tensor rows = input.slice(0, begin, end);
     if (end - begin < size) {
@@ -84,6 +96,8 @@ Tensors chunk_of(const Executable& executable, TensorRefs inputs, int64_t begin)
     }
     chunk.push_back(rows.contiguous());
   }
+  // Weights are no batch.
+  for (const at::Tensor& held : inputs.slice(users)) chunk.push_back(held.contiguous());
   return chunk;
 }
 

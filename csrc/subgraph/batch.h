@@ -20,7 +20,7 @@ void check_batchable(const runtime::Executable& executable);
 int64_t check_batch(const runtime::Executable& executable, runtime::TensorRefs inputs);
 
 /// Rows `begin` to `begin + chunk size - 1` of each input, dense. Past the last row its values are
-/// repeated: zeros could be values that the model never meant to take.
+/// repeated: zeros could be values that the model never meant to take. Held inputs go along whole.
 runtime::Tensors chunk_of(const runtime::Executable& executable, runtime::TensorRefs inputs,
                           int64_t begin);
 

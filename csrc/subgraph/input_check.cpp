@@ -1,5 +1,6 @@
 #include "subgraph/input_check.h"
 
+#include <algorithm>
 #include <stdexcept>
 
 #include "common/message.h"
@@ -37,21 +38,31 @@ bool inputs_fit(const Executable& executable, runtime::TensorRefs inputs) {
   return true;
 }
 
+std::string misfit_of(const TensorSpec& spec, const at::Tensor& tensor) {
+  if (fits(spec, tensor)) return {};
+  return message("expected ", describe(spec.dtype, spec.shape), " on cpu, got ", describe(tensor));
+}
+
 void check_input(const Executable& executable, const TensorSpec& spec, const at::Tensor& input,
                  const std::string& rule) {
   if (fits(spec, input)) return;
-  throw std::invalid_argument(message("input '", spec.name, "' of subgraph '", executable.name,
-                                      "': expected ", describe(spec.dtype, spec.shape),
-                                      " on cpu, got ", describe(input), "; ", rule));
+  const auto position = static_cast<size_t>(&spec - executable.inputs.data());
+  const bool held = position < executable.inputs.size() && position >= executable.user_inputs();
+  throw std::invalid_argument(message(held ? "held tensor '" : "input '", spec.name,
+                                      "' of subgraph '", executable.name,
+                                      "': ", misfit_of(spec, input), "; ", rule));
 }
 
 void check_inputs(const Executable& executable, runtime::TensorRefs inputs) {
   if (inputs.size() != executable.inputs.size()) {
     std::vector<std::string> names;
-    for (const auto& spec : executable.inputs) names.push_back(spec.name);
-    throw std::invalid_argument(message("subgraph '", executable.name, "' takes ",
-                                        executable.inputs.size(), " input tensors (", join(names),
-                                        "), got ", inputs.size()));
+    const size_t users = executable.user_inputs();
+    for (size_t i = 0; i < users; ++i) names.push_back(executable.inputs[i].name);
+    const auto held = static_cast<size_t>(executable.held_inputs);
+    throw std::invalid_argument(
+        message("subgraph '", executable.name, "' takes ", users, " input tensors (", join(names),
+                "), got ", inputs.size() - std::min(inputs.size(), held),
+                held > 0 ? message(" beside the ", held, " that its module holds") : ""));
   }
   for (size_t i = 0; i < inputs.size(); ++i) {
     check_input(executable, executable.inputs[i], inputs[i],

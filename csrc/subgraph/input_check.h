@@ -9,6 +9,9 @@ namespace neuron::subgraph {
 /// Whether the inputs fit the specification.
 bool inputs_fit(const runtime::Executable& executable, runtime::TensorRefs inputs);
 
+/// What was expected and what came, or nothing if `tensor` is what `spec` says.
+std::string misfit_of(const runtime::TensorSpec& spec, const at::Tensor& tensor);
+
 /// Compares one input with what it has to be; `rule` ends the message.
 /// @throws std::invalid_argument as `check_inputs`.
 void check_input(const runtime::Executable& executable, const runtime::TensorSpec& spec,

@@ -10,6 +10,7 @@
 #include "placement/context.h"
 #include "runtime/host/host_backend.h"
 #include "subgraph/batch.h"
+#include "subgraph/held_tensors.h"
 
 namespace neuron::subgraph {
 namespace {
@@ -49,6 +50,24 @@ runtime::Tensors forward(runtime::TensorRefs inputs, const SubgraphHandle& subgr
   Runtime::check_not_forked();
   const runtime::ExitGate gate;
   return subgraph->get()->forward(inputs);
+}
+
+runtime::Tensors forward_held(runtime::TensorRefs inputs, runtime::TensorRefs held,
+                              const SubgraphHandle& subgraph) {
+  Runtime::check_not_forked();
+  const runtime::ExitGate exit;
+  const runtime::Executable& executable = subgraph->get()->executable();
+  check_held(executable, held);
+  if (held.empty()) return subgraph->get()->forward(inputs);
+  runtime::Tensors all;
+  all.reserve(inputs.size() + held.size());
+  all.append(inputs.begin(), inputs.end());
+  all.append(held.begin(), held.end());
+  // Inside the exit gate: a thread that stays there for ever holds no other gate.
+  const GateScope gate({{gate_of(held[0]), request_mode(executable)}});
+  runtime::Tensors outputs = subgraph->get()->forward(all);
+  finish_held(executable, held, outputs);
+  return outputs;
 }
 
 void set_neuron_cores(const Subgraphs& subgraphs, int64_t start_nc, int64_t nc_count) {

@@ -16,6 +16,11 @@ using Subgraphs = std::vector<SubgraphHandle>;
 
 runtime::Tensors forward(runtime::TensorRefs inputs, const SubgraphHandle& subgraph);
 
+/// The same for a subgraph whose module holds weights or state: these are `held`, and the state is
+/// updated by a call that succeeds.
+runtime::Tensors forward_held(runtime::TensorRefs inputs, runtime::TensorRefs held,
+                              const SubgraphHandle& subgraph);
+
 /// All move, or none; those with the async flag then follow in the background.
 void set_neuron_cores(const Subgraphs& subgraphs, int64_t start_nc, int64_t nc_count);
 void set_multicore(const Subgraphs& subgraphs);

@@ -1,10 +1,12 @@
 // The functions of include/neuron_ext/: modules in, subgraphs out, the rest is `operations`.
 #include <neuron_ext/placement.h>
 #include <neuron_ext/runtime.h>
+#include <neuron_ext/weights.h>
 
 #include "placement/context.h"
 #include "subgraph/find_subgraphs.h"
 #include "subgraph/operations.h"
+#include "subgraph/replace_weights.h"
 
 namespace neuron {
 namespace {
@@ -46,6 +48,15 @@ void async_load(torch::jit::Module& module, bool enable) {
 
 void dynamic_batch(torch::jit::Module& module, bool enable) {
   subgraph::set_dynamic_batch(subgraphs_of(module), enable);
+}
+
+bool replace_weights(torch::jit::Module& module,
+                     const std::unordered_map<std::string, at::Tensor>& weights) {
+  return subgraph::replace_weights(module._ivalue(), {weights.begin(), weights.end()});
+}
+
+void reset_state(torch::jit::Module& module) {
+  subgraph::reset_state(module._ivalue());
 }
 
 std::vector<SubgraphStatus> status(const torch::jit::Module& module) {

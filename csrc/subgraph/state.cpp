@@ -10,6 +10,7 @@
 
 #include "runtime/quick_checksum.h"
 #include "subgraph/state_digest.h"
+#include "subgraph/state_held.h"
 #include "subgraph/state_reader.h"
 
 namespace neuron::subgraph {
@@ -243,6 +244,7 @@ Decoded decode(const State& state, Origin origin) {
                           executable->inputs.size());
     }
   }
+  read_held(reader, *executable);
   executable->requirements = {reader.text_or_empty("arch"), reader.texts("cpu_features"),
                               reader.text_or_empty("torch_version"),
                               reader.text_or_empty("runtime")};
@@ -302,6 +304,7 @@ State encode(const Executable& executable, const Wishes& wishes) {
   write_specs("input", executable.inputs);
   write_specs("output", executable.outputs);
   int_lists.insert("mutated_inputs", c10::List<int64_t>(executable.mutated_inputs));
+  write_held(executable, state);
 
   c10::List<std::string> names, fqns, dtypes, layouts;
   c10::List<int64_t> offsets, sizes, ranks, shapes, strides, opaque_sizes;

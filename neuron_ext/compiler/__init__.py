@@ -26,6 +26,8 @@ from neuron_ext.compiler.executable import (
     UnsupportedOperatorsError,
 )
 from neuron_ext.compiler.flat_module import FlatModule, fresh_inputs, run_once, warn_of_training
+from neuron_ext.compiler.held import HeldPlan
+from neuron_ext.compiler.held_module import HeldModule
 from neuron_ext.compiler.progress import Progress
 
 __all__ = ["COMPILERS", "CompiledExecutable", "check_compiler", "compile_executable", "quiet"]
@@ -93,6 +95,7 @@ def compile_executable(
     compiler: str | None,
     options: CompilerOptions,
     workdir: Path | None,
+    held: HeldPlan | None = None,
 ) -> CompiledExecutable:
     """Compile func for flat inputs of exactly these shapes and dtypes.
 
@@ -104,6 +107,7 @@ def compile_executable(
         options: parsed compiler flags.
         workdir: an existing directory for what a compiler leaves to look at, or None to keep
             nothing.
+        held: the tensors that the module will hold, if any; they stand last among ``tensors``.
 
     Raises:
         ValueError: if func changes its own state, or returns what TorchScript cannot hold.
@@ -115,10 +119,14 @@ def compile_executable(
     with _compile_lock, _verbosity(options.verbose):
         for level, note in options.notes:
             _log.log(level, "%s", note)
-        flat = FlatModule(func, inputs, options)
+        if held is None:
+            flat = FlatModule(func, inputs, options)
+        else:
+            flat = HeldModule(func, inputs, options, held)
         warn_of_training(func, list(flat.parts))
         with _isolated(), _own_random_state(), quiet():
             first = run_once(flat, tensors)
+            flat.check_first_run()
         executable = None
         if compiler != "torchscript":
             try:

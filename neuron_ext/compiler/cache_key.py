@@ -86,6 +86,8 @@ def _describe(program: torch.export.ExportedProgram, tensors: _Tensors) -> Any:
     if program.range_constraints:
         raise NotKeyableError("it has dimensions without a fixed size")
     signature = program.graph_signature
+    # What is not read may have any value: weights that reach the program as inputs beside these.
+    read = {node.name for node in program.graph.nodes if node.op == "placeholder" and node.users}
     inputs = []
     for spec in signature.input_specs:
         held: Any = None
@@ -93,7 +95,8 @@ def _describe(program: torch.export.ExportedProgram, tensors: _Tensors) -> Any:
             held = program.constants.get(spec.target)
             if held is None:
                 held = program.state_dict[spec.target]
-            held = tensors.describe(held)
+            name = getattr(spec.arg, "name", None)
+            held = tensors.describe(held) if name in read else None
         inputs.append(
             [spec.kind.name, _argument(spec.arg), spec.target, spec.persistent, held],
         )

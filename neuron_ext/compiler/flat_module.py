@@ -49,6 +49,8 @@ class FlatModule(torch.nn.Module):
         self.inputs = inputs
         self.outputs: Outputs | None = None
         self.copied_outputs: frozenset[int] = frozenset()
+        # How many of the flat tensors, from the first, a cast of inputs reaches.
+        self.castable: int | None = None
         self._cast_dtype = options.cast_dtype
         self._cast_inputs = options.auto_cast == "all"
         # Past nn.Module, which would register a module: the list below does.
@@ -75,8 +77,9 @@ class FlatModule(torch.nn.Module):
         else:
             if self._cast_inputs:
                 flat = tuple(
-                    t.to(self._cast_dtype) if t.dtype == torch.float32 else t for t in flat
-                )
+                    t.to(self._cast_dtype) if t.dtype == torch.float32 else t
+                    for t in flat[: self.castable]
+                ) + (() if self.castable is None else flat[self.castable :])
             # The cache of casted weights would make a trace refer to tensors of an earlier run.
             with torch.autocast("cpu", self._cast_dtype, cache_enabled=False):
                 value = self.call(flat)
@@ -95,6 +98,15 @@ class FlatModule(torch.nn.Module):
         """Call func, without any cast, and return what it returns."""
         arguments = [_structure.rebuild(node, flat) for node in self.inputs.nodes]
         return self.func(*arguments)
+
+    def check_first_run(self) -> None:
+        """Called after `run_once`; raises ValueError for what it showed to be impossible."""
+
+    def check_program(self, program: torch.export.ExportedProgram) -> None:
+        """Called with what was exported; raises ValueError if that is not what was wanted."""
+
+    def check_before_script(self, tensors: Sequence[torch.Tensor]) -> None:
+        """Called with example inputs before a TorchScript trace; raises as `check_program`."""
 
 
 @dataclass(frozen=True)
@@ -134,7 +146,7 @@ def run_once(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> FirstRun:
         name
         for name in original
         if buffers[f"flat.{name}"] is not given[f"flat.{name}"]
-        or not _same_bytes(original[name], given[f"flat.{name}"])
+        or not same_bytes(original[name], given[f"flat.{name}"])
     ]
     changed += [
         name for name, p in flat.named_parameters() if _version(p) != parameter_versions[name]
@@ -199,7 +211,7 @@ def describe_inputs(inputs: Inputs, tensors: Sequence[torch.Tensor]) -> str:
     """Shapes and dtypes of the inputs, for messages."""
     return ", ".join(
         f"{path}: {dtype_name(t.dtype)}{list(t.shape)}"
-        for path, t in zip(inputs.paths, tensors, strict=True)
+        for path, t in zip(inputs.paths, tensors, strict=False)  # held tensors stand last
     )
 
 
@@ -208,7 +220,7 @@ def dtype_name(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
+def same_bytes(one: torch.Tensor, other: torch.Tensor) -> bool:
     """Bit for bit, so that NaN equals NaN."""
     return one.shape == other.shape and torch.equal(
         one.detach().reshape(-1).contiguous().view(torch.uint8),

@@ -110,6 +110,7 @@ def compile_inductor(
         # Where nothing can be compiled, that is what matters; else it is looked at when needed.
         _require_cpp_compiler()
         raise
+    flat.check_program(program)
     if workdir is not None:
         Path(workdir, "program.txt").write_text(str(program) + "\n")
     settings = {**_SETTINGS, **_BY_OPTLEVEL[options.optlevel]}

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -24,13 +24,14 @@ from neuron_ext._structure import (
     named_type_key,
     script_type,
 )
+from neuron_ext.compiler.held import HeldTensor, hold
 
 # Shows in error messages and in saved files as the home of the types made here.
 _TYPE_HOME = "neuron_ext.traced"
 
 
 def build_script_module(
-    name: str, subgraph: Any, inputs: Inputs, output: Node
+    name: str, subgraph: Any, inputs: Inputs, output: Node, held: Sequence[HeldTensor] = ()
 ) -> torch.jit.ScriptModule:
     """Make the ScriptModule of a trace, in eval state.
 
@@ -40,18 +41,20 @@ def build_script_module(
         subgraph: the ``NeuronSubgraph``, or None to learn whether such a module can be made at all.
         inputs: structure of the call. Tensors go to ``neuron_ext::forward`` in its order.
         output: structure to make of the tensors that ``neuron_ext::forward`` returns.
+        held: tensors that the module keeps and hands to ``neuron_ext::forward_held`` in this order.
 
     Raises:
         RuntimeError: if TorchScript does not accept the structure.
 
     Not safe from several threads at once: it changes the warning filters of the process meanwhile.
     """
-    writer = _Writer(inputs)
+    writer = _Writer(inputs, [one.name for one in held])
     source = writer.source(output)
     # A type of its own for each trace: TorchScript shares types by Python class.
     kind = type(identifier(name), (torch.nn.Module,), {"__module__": _TYPE_HOME})
     shell = kind()
     shell.subgraph = subgraph
+    hold(shell, held)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript warns of its own age at each step
         module = torch.jit.script(shell)
@@ -77,28 +80,35 @@ def _define(module: Any, source: str, named_tuples: dict[str, type]) -> None:
 class _Writer:
     """Writes one ``forward``. Used once."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, held: Sequence[str] = ()) -> None:
         self.named_tuples: dict[str, type] = {}
         self._inputs = inputs
+        self._held = held
         self._lines: list[str] = []
         self._flat: list[str] = []
         # Argument names never begin with an underscore, so these cannot collide with them.
         self._fresh = (f"_v{i}" for i in range(1_000_000))
 
     def source(self, output: Node) -> str:
-        arguments = ", ".join(
+        arguments = [
             f"{name}: {script_type(node, self._tuple_type)}"
             for name, node in zip(self._inputs.names, self._inputs.nodes, strict=True)
-        )
+        ]
         for name, node in zip(self._inputs.names, self._inputs.nodes, strict=True):
             self._flatten(node, name, name)
-        self._lines.append(
-            f"_outputs = torch.ops.neuron_ext.forward([{', '.join(self._flat)}], self.subgraph)"
-        )
+        self._lines.append(f"_outputs = torch.ops.neuron_ext.{self._call()}")
         result = self._build(output)
         self._lines.append(f"return {result}")
         body = "".join(f"    {line}\n" for line in self._lines)
-        return f"def forward(self, {arguments}) -> {script_type(output, self._tuple_type)}:\n{body}"
+        head = f"def forward({', '.join(['self', *arguments])})"
+        return f"{head} -> {script_type(output, self._tuple_type)}:\n{body}"
+
+    def _call(self) -> str:
+        flat = ", ".join(self._flat)
+        if not self._held:
+            return f"forward([{flat}], self.subgraph)"
+        held = ", ".join(_attribute(name) for name in self._held)
+        return f"forward_held([{flat}], [{held}], self.subgraph)"
 
     def _flatten(self, node: Node, value: str, path: str) -> None:
         if isinstance(node, Leaf):
@@ -211,6 +221,14 @@ def _python_type(node: Node) -> Any:
     if node.fields:
         return _named_tuple(node)
     return tuple[tuple(_python_type(item) for item in node.items)]  # type: ignore[misc]
+
+
+def _attribute(path: str) -> str:
+    """An expression for an attribute at a path, whose parts need not be identifiers."""
+    value = "self"
+    for part in path.split("."):
+        value = f"getattr({value}, {_literal(part)})"
+    return value
 
 
 def _literal(value: bool | int | float | str | None) -> str:

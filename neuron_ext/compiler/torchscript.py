@@ -41,6 +41,7 @@ def trace_graph(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> torch.Tens
     tensors.
     """
     flat.copied_outputs = frozenset()
+    flat.check_before_script(tensors)
     try:
         frozen = _freeze(flat, tensors)
         shared = _constant_outputs(frozen)
