@@ -22,6 +22,7 @@ from neuron_ext.status import CoreStats, SubgraphStatus, core_stats, status, vis
 
 if TYPE_CHECKING:
     from neuron_ext._trace import trace
+    from neuron_ext.partition import PartitionerConfig, analyze
 
 cmake_prefix_path = str(_PACKAGE / "share" / "cmake")
 """For ``CMAKE_PREFIX_PATH``, so that ``find_package(NeuronExt)`` finds the C++ side."""
@@ -34,6 +35,11 @@ def __getattr__(name: str) -> _Any:
 
         globals()["trace"] = trace
         return trace
+    if name in ("PartitionerConfig", "analyze"):
+        from neuron_ext import partition
+
+        globals()[name] = getattr(partition, name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -43,8 +49,10 @@ def __dir__() -> list[str]:
 
 __all__ = [
     "CoreStats",
+    "PartitionerConfig",
     "SubgraphStatus",
     "__version__",
+    "analyze",
     "async_load",
     "cmake_prefix_path",
     "core_stats",

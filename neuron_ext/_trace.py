@@ -69,7 +69,9 @@ def trace(
             ``--verbose``, and this package's own ``--portable-graph``, which embeds a TorchScript
             graph beside native code. Any other documented flag is accepted and has no effect, which
             one log line says.
-        partitioner_config: not supported in this version; leave it None.
+        partitioner_config: a ``PartitionerConfig``: operators that cannot be in a subgraph, and
+            those that it names, run on the CPU between several subgraphs. ``docs/partitioner.md``
+            says what is cut where.
         inline_weights_to_neff: only True in this version.
         cpu_backend: accepted; tracing always runs on the CPU.
         compiler: ``"inductor"`` for native code, ``"torchscript"`` for a portable graph, or None:
@@ -77,7 +79,9 @@ def trace(
             log line says.
 
     Returns:
-        A ScriptModule in eval mode, whose attribute ``subgraph`` is the ``NeuronSubgraph``.
+        A ScriptModule in eval mode, whose attribute ``subgraph`` is the ``NeuronSubgraph``. With a
+        ``partitioner_config``, and where the model was cut, its submodules ``neuron_0``, ``cpu_1``,
+        ... are the parts in the order in which they run; each ``neuron_`` one has a ``subgraph``.
 
     Raises:
         ValueError: for example inputs, flags or options that cannot be used, a ``func`` that
@@ -103,6 +107,19 @@ def trace(
         list(example_inputs) if isinstance(example_inputs, (tuple, list)) else [example_inputs]
     )
     inputs, tensors = _structure.read_inputs(argument_names(func, len(arguments)), arguments)
+    if partitioner_config is not None:
+        from neuron_ext.partition.stitch import trace_partitioned
+
+        return trace_partitioned(
+            func,
+            inputs,
+            tensors,
+            partitioner_config,
+            compiler=compiler,
+            compiler_args=compiler_args,
+            compiler_workdir=compiler_workdir,
+            cpu_backend=cpu_backend,
+        )
     workdir = _make_workdir(compiler_workdir)
     executable = compile_executable(
         func, inputs, tensors, compiler=compiler, options=options, workdir=workdir
@@ -136,17 +153,36 @@ def _check_options(
         raise ValueError(
             f"input_output_aliases must be a dict, got {input_output_aliases!r}; leave it out"
         )
+    if partitioner_config is not None:
+        _check_partitioner(partitioner_config, input_output_aliases, inline_weights_to_neff)
     for name, wanted, remedy in (
         (
             "input_output_aliases",
             bool(input_output_aliases),
             "return the state as an output and pass it in again",
         ),
-        ("partitioner_config", partitioner_config is not None, "leave it None"),
         ("inline_weights_to_neff=False", not inline_weights_to_neff, "leave it True"),
     ):
         if wanted:
             raise NotImplementedError(f"{name} is not supported in this version; {remedy}")
+
+
+def _check_partitioner(config: Any, aliases: Any, inline_weights: bool) -> None:
+    from neuron_ext.partition import PartitionerConfig
+
+    if not isinstance(config, PartitionerConfig):
+        raise ValueError(
+            f"partitioner_config must be a PartitionerConfig or None, got {config!r} of type "
+            f"{type(config).__name__}"
+        )
+    for name, given in (
+        ("input_output_aliases", bool(aliases)),
+        ("inline_weights_to_neff=False", not inline_weights),
+    ):
+        if given:
+            raise ValueError(
+                f"{name} cannot be used together with a partitioner_config; leave one of them out"
+            )
 
 
 def _make_workdir(compiler_workdir: Any) -> Path | None:

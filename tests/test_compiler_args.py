@@ -235,7 +235,6 @@ def test_the_compiler_of_real_neuroncores_is_refused_with_what_works_instead():
     ("option", "message"),
     [
         ({"input_output_aliases": {"x": 0}}, r"input_output_aliases is not supported .*return the"),
-        ({"partitioner_config": object()}, r"partitioner_config is not supported .*leave it None"),
         ({"inline_weights_to_neff": False}, r"inline_weights_to_neff=False is not supported"),
     ],
     ids=str,
@@ -251,6 +250,7 @@ def test_options_of_later_versions_are_refused(option, message):
         ({"inline_weights_to_neff": 1}, r"inline_weights_to_neff must be True or False, got 1"),
         ({"cpu_backend": None}, r"cpu_backend must be True or False, got None"),
         ({"input_output_aliases": [1]}, r"input_output_aliases must be a dict, got \[1\]"),
+        ({"partitioner_config": {}}, r"partitioner_config must be a PartitionerConfig or None, got"),
     ],
     ids=str,
 )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -46,12 +46,32 @@ def build_script_module(
 
     Not safe from several threads at once: it changes the warning filters of the process meanwhile.
     """
-    writer = _Writer(inputs)
+    return build_module(name, {"subgraph": subgraph}, inputs, output, _call_subgraph)
+
+
+def _call_subgraph(flat: Sequence[str]) -> list[str]:
+    return [f"_outputs = torch.ops.neuron_ext.forward([{', '.join(flat)}], self.subgraph)"]
+
+
+def build_module(
+    name: str,
+    attributes: Mapping[str, Any],
+    inputs: Inputs,
+    output: Node,
+    call: Callable[[Sequence[str]], Sequence[str]],
+) -> torch.jit.ScriptModule:
+    """`build_script_module` with other attributes, in their order, and another computation.
+
+    ``call`` takes the names of the flat inputs in TorchScript, and returns the lines that make a
+    list ``_outputs`` of the flat outputs.
+    """
+    writer = _Writer(inputs, call)
     source = writer.source(output)
     # A type of its own for each trace: TorchScript shares types by Python class.
     kind = type(identifier(name), (torch.nn.Module,), {"__module__": _TYPE_HOME})
     shell = kind()
-    shell.subgraph = subgraph
+    for key, value in attributes.items():
+        setattr(shell, key, value)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript warns of its own age at each step
         module = torch.jit.script(shell)
@@ -77,9 +97,10 @@ def _define(module: Any, source: str, named_tuples: dict[str, type]) -> None:
 class _Writer:
     """Writes one ``forward``. Used once."""
 
-    def __init__(self, inputs: Inputs) -> None:
+    def __init__(self, inputs: Inputs, call: Callable[[Sequence[str]], Sequence[str]]) -> None:
         self.named_tuples: dict[str, type] = {}
         self._inputs = inputs
+        self._call = call
         self._lines: list[str] = []
         self._flat: list[str] = []
         # Argument names never begin with an underscore, so these cannot collide with them.
@@ -92,9 +113,7 @@ class _Writer:
         )
         for name, node in zip(self._inputs.names, self._inputs.nodes, strict=True):
             self._flatten(node, name, name)
-        self._lines.append(
-            f"_outputs = torch.ops.neuron_ext.forward([{', '.join(self._flat)}], self.subgraph)"
-        )
+        self._lines += self._call(self._flat)
         result = self._build(output)
         self._lines.append(f"return {result}")
         body = "".join(f"    {line}\n" for line in self._lines)
