@@ -67,19 +67,15 @@ class Program:
         return [node for node in self.module.graph.nodes if node.op == "placeholder"]
 
 
-class _NumberError(ValueError):
-    """Func returns a number that depends on its inputs."""
-
-
 class _Traced(FlatModule):
     """Refuses numbers among the outputs that are not fixed, which the structure would fix."""
 
-    refusal: _NumberError | None = None
+    refusal: ValueError | None = None
 
     def call(self, flat: Sequence[torch.Tensor]) -> Any:
         value = super().call(flat)
         if self.outputs is not None and _has_symbol(value):
-            self.refusal = _NumberError(
+            self.refusal = ValueError(
                 f"{self.name} returns a number that depends on the values of its inputs, and a "
                 "traced module returns such values as tensors only; return a tensor instead"
             )
@@ -171,8 +167,9 @@ def make_program(flat: FlatModule, program: torch.export.ExportedProgram) -> Pro
     Raises:
         ValueError: if func changes its buffers.
     """
-    if any(is_mutating(node) for node in program.graph.nodes):
-        # An empty table takes the changes in place out, and leaves operators as they are.
+    regions = any(map(_is_region, program.graph.nodes))
+    if regions or any(map(is_mutating, nodes_of(program.graph_module))):
+        # An empty table takes out changes in place and regions, and leaves operators as they are.
         program = program.run_decompositions({})
         changed = sorted(program.graph_signature.buffers_to_mutate.values())
         if changed:
@@ -250,6 +247,23 @@ def name_of(node: Node) -> str:
     if isinstance(node.target, torch._ops.OpOverload):
         return str(node.target._schema.name)
     return ""
+
+
+def nodes_of(module: torch.fx.GraphModule) -> Iterator[Node]:
+    """All nodes, with those inside of ``with torch.autocast(...)`` and the like in their place."""
+    for node in module.graph.nodes:
+        if _is_region(node):
+            inner = next(one for one in node.all_input_nodes if one.op == "get_attr")
+            yield from nodes_of(operator.attrgetter(str(inner.target))(module))
+        else:
+            yield node
+
+
+def _is_region(node: Node) -> bool:
+    return name_of(node) in (
+        "higher_order::wrap_with_autocast",
+        "higher_order::wrap_with_set_grad_enabled",
+    )
 
 
 def is_operator(node: Node) -> bool:

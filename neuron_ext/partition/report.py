@@ -20,7 +20,7 @@ from neuron_ext.compiler import quiet
 from neuron_ext.compiler.flat_module import fresh_inputs
 from neuron_ext.compiler.naming import argument_names
 from neuron_ext.partition.config import check_analyze_keywords
-from neuron_ext.partition.exported import is_operator, name_of, run_and_export
+from neuron_ext.partition.exported import is_operator, name_of, nodes_of, run_and_export
 from neuron_ext.partition.support import Problem, Support
 
 
@@ -126,7 +126,7 @@ def analyze(
     ):
         _flat, program = run_and_export(func, inputs, fresh_inputs(tensors), with_lines=True)
         support = Support(program.graph_module, native=True, ignored=ignored)
-        findings = examine(program.graph.nodes, support)
+        findings = examine(nodes_of(program.graph_module), support)
         report = make_report(findings)
     if compiler_workdir is not None and not cleanup:
         keep_report(compiler_workdir, report, str(program))

@@ -80,8 +80,8 @@ class Support(OperatorSupportBase):
             return Problem(LOWERING, "its shapes or values depend on data")
         if node.name in self._blocked:
             return self._blocked[node.name]
-        if isinstance(node.target, torch._ops.HigherOrderOperator):
-            return Problem(LOWERING, "it is a higher-order operator")
+        if not self.native and isinstance(node.target, torch._ops.HigherOrderOperator):
+            return Problem(LOWERING, "torch.jit.trace does not know it")
         if not self.native or name_of(node) in self.ignored:
             return None
         return self._lowered(node).problem
@@ -135,7 +135,10 @@ class _Values:
             else (type(v).__name__, repr(v))
             for v in self._flat
         )
-        self.key = (str(node.target), described, str(self._spec))
+        self.key: Any = (str(node.target), described, str(self._spec))
+        if isinstance(node.target, torch._ops.HigherOrderOperator):
+            # It depends on graphs among its arguments, too.
+            self.key = node.name
 
     def call(self, target: Callable[..., Any], tensors: tuple[torch.Tensor, ...]) -> Any:
         flat = list(self._flat)
