@@ -160,19 +160,11 @@ def test_what_a_caller_writes_into_an_output_stays_out_of_the_model():
     check(model, (X,), traced)
 
 
-def test_gradients_and_autocast_of_the_caller_stay_out():
+def test_gradients_stay_out():
     model = Model(lambda m, x: torch.sort(m.scaled(x))[0] * 2).eval()
     traced = partition(model, X)
     got = traced(X.clone().requires_grad_())
     assert not got.requires_grad
-
-
-def test_inputs_of_any_strides(cut_sorter, sorter):
-    transposed = X.t().contiguous().t()
-    assert_same(cut_sorter(transposed), sorter(X).detach())
-    model = Model(lambda m, x: torch.sort(x.view(2, 6))[0].sum() + m.scaled(x)).eval()
-    traced = partition(model, X, {"aten::sort", "aten::view"})
-    assert_same(traced(transposed), model(X).detach())
 
 
 def test_input_and_output_structure():
@@ -228,7 +220,8 @@ def test_custom_operators_that_change_their_arguments(custom):
 @pytest.fixture(scope="module")
 def native(custom):
     """A model whose ``twice`` native code cannot call, and its partition."""
-    model = Model(lambda m, x: custom.twice(m.scaled(x)).relu() + 1).eval()
+    model = Model(lambda m, x: custom.twice(m.scaled(x) * m.scale).relu() + m.shift).eval()
+    model.scale = torch.nn.Parameter(torch.tensor([[1.0], [2.0], [-1.0]]))
     config = PartitionerConfig()
     return model, neuron_ext.trace(model, X, compiler="inductor", partitioner_config=config)
 
@@ -244,8 +237,8 @@ def test_what_native_code_cannot_call_is_cut_out(native):
 def test_weights_keep_the_names_that_they_have_in_the_model(native):
     _model, traced = native
     first, second = map(state, find_subgraphs(traced))
-    assert "constant_fqns" not in second[4]
-    assert len(first[4]["constant_fqns"]) >= 1
+    assert "scale" in first[4]["constant_fqns"]
+    assert "scale" not in second[4]["constant_fqns"]
     assert not any("parts" in name for name in first[4]["constant_fqns"])
 
 

@@ -28,6 +28,14 @@ def cut_sorter(sorted_file):
 # ------------------------------------------------------------------------------- what it does
 
 
+def test_inputs_of_any_strides(cut_sorter, sorter):
+    transposed = X.t().contiguous().t()
+    assert_same(cut_sorter(transposed), sorter(X).detach())
+    model = Model(lambda m, x: torch.sort(x.view(2, 6))[0].sum() + m.scaled(x)).eval()
+    traced = partition(model, X, {"aten::sort", "aten::view"})
+    assert_same(traced(transposed), model(X).detach())
+
+
 def test_placement_and_status_reach_every_subgraph(cut_sorter, sorter, idle_cores):
     neuron_ext.set_neuron_cores(cut_sorter, 1, 2)
     assert [one.cores for one in neuron_ext.status(cut_sorter)] == [[1, 2], [1, 2]]
