@@ -25,6 +25,7 @@ from neuron_ext.weights import move_trace_to_device, replace_weights, reset_stat
 if TYPE_CHECKING:
     from neuron_ext._trace import trace
     from neuron_ext.buckets import BucketModelConfig, bucket_model_trace
+    from neuron_ext.partition import PartitionerConfig, analyze
 
 cmake_prefix_path = str(_PACKAGE / "share" / "cmake")
 """For ``CMAKE_PREFIX_PATH``, so that ``find_package(NeuronExt)`` finds the C++ side."""
@@ -42,6 +43,11 @@ def __getattr__(name: str) -> _Any:
 
         globals()[name] = getattr(buckets, name)
         return globals()[name]
+    if name in ("PartitionerConfig", "analyze"):
+        from neuron_ext import partition
+
+        globals()[name] = getattr(partition, name)
+        return globals()[name]
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
@@ -53,8 +59,10 @@ __all__ = [
     "BucketModelConfig",
     "CoreStats",
     "DataParallel",
+    "PartitionerConfig",
     "SubgraphStatus",
     "__version__",
+    "analyze",
     "async_load",
     "bucket_model_trace",
     "cmake_prefix_path",

@@ -206,7 +206,7 @@ def _read_output(value: Any, path: str, tensors: list[torch.Tensor]) -> Node:
         return Leaf(len(tensors) - 1)
     if value is None or isinstance(value, (bool, int, float, str)):
         return Const(value)
-    container = _open(value)
+    container = contents(value)
     if container is None:
         raise ValueError(
             f"output{path} of func is {_describe(value)}, which TorchScript cannot return; "
@@ -236,7 +236,7 @@ def _read_output(value: Any, path: str, tensors: list[torch.Tensor]) -> Node:
     return node
 
 
-def _open(value: Any) -> dict[Any, Any] | Sequence[Any] | None:
+def contents(value: Any) -> dict[Any, Any] | Sequence[Any] | None:
     """The direct contents of a container, None for anything else."""
     if isinstance(value, Mapping):
         without_none = isinstance(value, collections.OrderedDict) or dataclasses.is_dataclass(value)
@@ -271,7 +271,7 @@ def _pick(value: Any, node: Node, flat: list[torch.Tensor | None]) -> None:
         if not isinstance(value, torch.Tensor):
             return
     else:
-        container = _open(value)
+        container = contents(value)
         if isinstance(node, Map) and isinstance(container, dict) and tuple(container) == node.keys:
             for key, item in zip(node.keys, node.items, strict=True):
                 _pick(container[key], item, flat)

@@ -75,7 +75,9 @@ def trace(
             ``--verbose``, and this package's own ``--portable-graph``, which embeds a TorchScript
             graph beside native code. Any other documented flag is accepted and has no effect, which
             one log line says.
-        partitioner_config: not supported in this version; leave it None.
+        partitioner_config: a ``PartitionerConfig``: operators that cannot be in a subgraph, and
+            those that it names, run on the CPU between several subgraphs. ``docs/partitioner.md``
+            says what is cut where.
         inline_weights_to_neff: False to leave parameters and persistent buffers as tensors in the
             traced module, under their names in the state dict, for `replace_weights`. Weights
             cannot be folded and packed into the code then, which makes it slower.
@@ -85,7 +87,9 @@ def trace(
             log line says.
 
     Returns:
-        A ScriptModule in eval mode, whose attribute ``subgraph`` is the ``NeuronSubgraph``.
+        A ScriptModule in eval mode, whose attribute ``subgraph`` is the ``NeuronSubgraph``. With a
+        ``partitioner_config``, and where the model was cut, its submodules ``neuron_0``, ``cpu_1``,
+        ... are the parts in the order in which they run; each ``neuron_`` one has a ``subgraph``.
 
     Raises:
         ValueError: for example inputs, flags or options that cannot be used, a ``func`` that
@@ -94,7 +98,6 @@ def trace(
         TypeError: if ``func`` is not callable.
         RuntimeError: if ``func`` fails, cannot be traced or compiled here, or a variable of the
             compile cache has a value that means nothing.
-        NotImplementedError: for options that this version does not support.
 
     Native code is kept in the compile cache: tracing the same model again, with the same weights,
     shapes, flags and settings, takes it from there, in any process of the user. The environment
@@ -106,6 +109,21 @@ def trace(
     _check_options(
         func, input_output_aliases, partitioner_config, inline_weights_to_neff, cpu_backend
     )
+    if partitioner_config is not None:
+        from neuron_ext.partition.stitch import trace_partitioned
+
+        check_compiler(compiler)
+        inputs, tensors = _read_arguments(func, example_inputs)
+        return trace_partitioned(
+            func,
+            inputs,
+            tensors,
+            partitioner_config,
+            compiler=compiler,
+            compiler_args=compiler_args,
+            compiler_workdir=compiler_workdir,
+            cpu_backend=cpu_backend,
+        )
     parts = trace_parts(
         func,
         example_inputs,
@@ -149,10 +167,7 @@ def trace_parts(
     """
     check_compiler(compiler)
     options = parse_compiler_args(compiler_args)
-    arguments = (
-        list(example_inputs) if isinstance(example_inputs, (tuple, list)) else [example_inputs]
-    )
-    inputs, tensors = _structure.read_inputs(argument_names(func, len(arguments)), arguments)
+    inputs, tensors = _read_arguments(func, example_inputs)
     held = plan_held(
         func,
         inputs,
@@ -175,6 +190,16 @@ def trace_parts(
     add_held_fields(held, executable.outputs.node, state)
     output = held.visible_output(executable.outputs.node)
     return TraceParts(name, state, held.inputs, output, held.held)
+
+
+def _read_arguments(
+    func: Callable[..., Any], example_inputs: Any
+) -> tuple[_structure.Inputs, list[torch.Tensor]]:
+    """The structure of the arguments, and their flat tensors."""
+    arguments = (
+        list(example_inputs) if isinstance(example_inputs, (tuple, list)) else [example_inputs]
+    )
+    return _structure.read_inputs(argument_names(func, len(arguments)), arguments)
 
 
 def _check_options(
@@ -201,11 +226,26 @@ def _check_options(
             "input_output_aliases must be a dict from state tensors to output indices, got "
             f"{input_output_aliases!r} of type {type(input_output_aliases).__name__}"
         )
-    for name, wanted, remedy in (
-        ("partitioner_config", partitioner_config is not None, "leave it None"),
+    if partitioner_config is not None:
+        _check_partitioner(partitioner_config, input_output_aliases, inline_weights_to_neff)
+
+
+def _check_partitioner(config: Any, aliases: Any, inline_weights: bool) -> None:
+    from neuron_ext.partition import PartitionerConfig
+
+    if not isinstance(config, PartitionerConfig):
+        raise ValueError(
+            f"partitioner_config must be a PartitionerConfig or None, got {config!r} of type "
+            f"{type(config).__name__}"
+        )
+    for name, given in (
+        ("input_output_aliases", bool(aliases)),
+        ("inline_weights_to_neff=False", not inline_weights),
     ):
-        if wanted:
-            raise NotImplementedError(f"{name} is not supported in this version; {remedy}")
+        if given:
+            raise ValueError(
+                f"{name} cannot be used together with a partitioner_config; leave one of them out"
+            )
 
 
 def _make_workdir(compiler_workdir: Any) -> Path | None:

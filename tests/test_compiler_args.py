@@ -234,21 +234,13 @@ def test_the_compiler_of_real_neuroncores_is_refused_with_what_works_instead():
 @pytest.mark.parametrize(
     ("option", "message"),
     [
-        ({"partitioner_config": object()}, r"partitioner_config is not supported .*leave it None"),
-    ],
-    ids=str,
-)
-def test_options_of_later_versions_are_refused(option, message):
-    with pytest.raises(NotImplementedError, match=message):
-        trace_small_net(**option)
-
-
-@pytest.mark.parametrize(
-    ("option", "message"),
-    [
         ({"inline_weights_to_neff": 1}, r"inline_weights_to_neff must be True or False, got 1"),
         ({"cpu_backend": None}, r"cpu_backend must be True or False, got None"),
         ({"input_output_aliases": [1]}, r"input_output_aliases must be a dict .*, got \[1\]"),
+        (
+            {"partitioner_config": {}},
+            r"partitioner_config must be a PartitionerConfig",
+        ),
     ],
     ids=str,
 )

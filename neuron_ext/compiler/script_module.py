@@ -7,8 +7,9 @@ trees of `neuron_ext._structure`. No Python is left in it: it loads wherever the
 from __future__ import annotations
 
 import collections
+import functools
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -48,12 +49,38 @@ def build_script_module(
 
     Not safe from several threads at once: it changes the warning filters of the process meanwhile.
     """
-    writer = _Writer(inputs, [one.name for one in held])
+    call = functools.partial(_call_subgraph, [one.name for one in held])
+    return build_module(name, {"subgraph": subgraph}, inputs, output, call, held)
+
+
+def _call_subgraph(held: Sequence[str], flat: Sequence[str]) -> list[str]:
+    tensors = ", ".join(flat)
+    if not held:
+        return [f"_outputs = torch.ops.neuron_ext.forward([{tensors}], self.subgraph)"]
+    own = ", ".join(_attribute(name) for name in held)
+    return [f"_outputs = torch.ops.neuron_ext.forward_held([{tensors}], [{own}], self.subgraph)"]
+
+
+def build_module(
+    name: str,
+    attributes: Mapping[str, Any],
+    inputs: Inputs,
+    output: Node,
+    call: Callable[[Sequence[str]], Sequence[str]],
+    held: Sequence[HeldTensor] = (),
+) -> torch.jit.ScriptModule:
+    """`build_script_module` with other attributes, in their order, and another computation.
+
+    ``call`` takes the names of the flat inputs in TorchScript, and returns the lines that make a
+    list ``_outputs`` of the flat outputs.
+    """
+    writer = _Writer(inputs, call)
     source = writer.source(output)
     # A type of its own for each trace: TorchScript shares types by Python class.
     kind = type(identifier(name), (torch.nn.Module,), {"__module__": _TYPE_HOME})
     shell = kind()
-    shell.subgraph = subgraph
+    for key, value in attributes.items():
+        setattr(shell, key, value)
     hold(shell, held)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript warns of its own age at each step
@@ -80,10 +107,12 @@ def _define(module: Any, source: str, named_tuples: dict[str, type]) -> None:
 class _Writer:
     """Writes one ``forward``. Used once."""
 
-    def __init__(self, inputs: Inputs, held: Sequence[str] = ()) -> None:
+    def __init__(
+        self, inputs: Inputs, call: Callable[[Sequence[str]], Sequence[str]] = tuple
+    ) -> None:
         self.named_tuples: dict[str, type] = {}
         self._inputs = inputs
-        self._held = held
+        self._call = call
         self._lines: list[str] = []
         self._flat: list[str] = []
         # Argument names never begin with an underscore, so these cannot collide with them.
@@ -96,19 +125,12 @@ class _Writer:
         ]
         for name, node in zip(self._inputs.names, self._inputs.nodes, strict=True):
             self._flatten(node, name, name)
-        self._lines.append(f"_outputs = torch.ops.neuron_ext.{self._call()}")
+        self._lines += self._call(self._flat)
         result = self._build(output)
         self._lines.append(f"return {result}")
         body = "".join(f"    {line}\n" for line in self._lines)
         head = f"def forward({', '.join(['self', *arguments])})"
         return f"{head} -> {script_type(output, self._tuple_type)}:\n{body}"
-
-    def _call(self) -> str:
-        flat = ", ".join(self._flat)
-        if not self._held:
-            return f"forward([{flat}], self.subgraph)"
-        held = ", ".join(_attribute(name) for name in self._held)
-        return f"forward_held([{flat}], [{held}], self.subgraph)"
 
     def _flatten(self, node: Node, value: str, path: str) -> None:
         if isinstance(node, Leaf):

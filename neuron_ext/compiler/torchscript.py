@@ -44,7 +44,7 @@ def trace_graph(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> torch.Tens
     flat.check_before_script(tensors)
     try:
         frozen = _freeze(flat, tensors)
-        shared = _constant_outputs(frozen)
+        shared = constant_outputs(frozen)
         if shared:
             # Otherwise a caller that writes to such an output would change what the next call
             # returns.
@@ -70,7 +70,7 @@ def _freeze(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> Any:
     return torch.jit.freeze(traced.eval())
 
 
-def _constant_outputs(frozen: Any) -> frozenset[int]:
+def constant_outputs(frozen: Any) -> frozenset[int]:
     """The flat outputs that are, or are views of, constants of the graph."""
     graph = frozen.graph
     (result,) = graph.outputs()
