@@ -79,12 +79,13 @@ c10::IValue make_parallel(const c10::IValue& model, std::optional<std::vector<in
 c10::IValue forward_parallel(const c10::IValue& models, const c10::IValue& arguments,
                              const std::vector<std::string>& names,
                              const std::vector<int64_t>& cores_of_models, int64_t dim,
-                             int64_t split_size, int64_t traced_rows, int64_t workers) {
+                             int64_t split_size, int64_t traced_rows, int64_t workers,
+                             bool holds_tensors) {
   std::vector<torch::jit::Module> modules;
   for (const auto& model : models.toTupleRef().elements()) modules.push_back(model.toModule());
   int64_t cores = 0;
   for (const int64_t count : cores_of_models) cores += count;
-  const parallel::Cut cut{dim, cores, split_size, traced_rows, workers};
+  const parallel::Cut cut{dim, cores, split_size, traced_rows, workers, holds_tensors};
   return subgraph::noting_cause([&] {
     return parallel::forward_parallel(modules, cores_of_models,
                                       arguments.toTupleRef().elements().vec(), names, cut);
@@ -148,7 +149,7 @@ TORCH_LIBRARY(neuron_ext, m) {
   // Conservative: the models may have state that a forward changes.
   m.def(torch::schema(
             "forward_parallel(Any models, Any arguments, str[] names, int[] cores_of_models,"
-            " int dim, int split_size, int traced_rows, int workers) -> Any",
+            " int dim, int split_size, int traced_rows, int workers, bool holds_tensors) -> Any",
             c10::AliasAnalysisKind::CONSERVATIVE),
         forward_parallel);
   m.def("make_parallel(Any model, int[]? device_ids, int dim, bool dynamic_batching) -> Any",

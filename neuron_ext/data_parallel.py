@@ -135,6 +135,11 @@ class DataParallel(torch.nn.Module):
         ops.disable_dynamic_batching(self._parallel._c)
 
     @property
+    def model(self) -> torch.jit.ScriptModule:
+        """The model, as a ScriptModule."""
+        return self._parallel.module  # type: ignore[no-any-return]
+
+    @property
     def script_module(self) -> torch.jit.ScriptModule:
         """The ScriptModule that computes, for use in modules that are scripted. Its own errors are
         TorchScript's, always RuntimeError.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from neuron_ext._library import ops
+from neuron_ext.data_parallel import DataParallel
 from neuron_ext.placement import set_neuron_cores
 from neuron_ext.status import visible_core_count
 
@@ -110,6 +111,8 @@ def _scripted_parts(module: torch.nn.Module) -> Any:
             "expected a torch.jit.ScriptModule or another torch.nn.Module, got "
             f"{type(module).__name__}"
         )
+    if isinstance(module, DataParallel):  # whose copies of the model hold the same tensors
+        module = module.model
     # `_c`, since PyTorch never lets go of a ScriptModule that is itself passed to an operator.
     if isinstance(module, torch.jit.ScriptModule):
         return module._c

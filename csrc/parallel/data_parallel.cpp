@@ -5,6 +5,8 @@
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <algorithm>
+#include <array>
+#include <functional>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -19,6 +21,7 @@
 #include "subgraph/batch.h"
 #include "subgraph/cause.h"
 #include "subgraph/find_subgraphs.h"
+#include "subgraph/held_blocks.h"
 #include "subgraph/operations.h"
 
 namespace neuron::parallel {
@@ -71,15 +74,17 @@ std::vector<CoreRun> consecutive_runs(std::vector<int64_t> ids) {
 
 /// The size that every input and output has in dimension `dim`, or 0.
 int64_t common_size(const Executable& executable, int64_t dim) {
+  std::vector<runtime::TensorSpec> specs(
+      executable.inputs.begin(),
+      executable.inputs.begin() + static_cast<std::ptrdiff_t>(executable.user_inputs()));
+  specs.insert(specs.end(), executable.outputs.begin(), executable.outputs.end());
   int64_t common = -1;
-  for (const auto* specs : {&executable.inputs, &executable.outputs}) {
-    for (const auto& spec : *specs) {
-      const auto rank = static_cast<int64_t>(spec.shape.size());
-      const int64_t at = dim < 0 ? dim + rank : dim;
-      if (at < 0 || at >= rank) return 0;
-      if (common < 0) common = spec.shape[static_cast<size_t>(at)];
-      if (common != spec.shape[static_cast<size_t>(at)]) return 0;
-    }
+  for (const auto& spec : specs) {
+    const auto rank = static_cast<int64_t>(spec.shape.size());
+    const int64_t at = dim < 0 ? dim + rank : dim;
+    if (at < 0 || at >= rank) return 0;
+    if (common < 0) common = spec.shape[static_cast<size_t>(at)];
+    if (common != spec.shape[static_cast<size_t>(at)]) return 0;
   }
   return std::max<int64_t>(common, 0);
 }
@@ -91,6 +96,22 @@ bool batchable(const Executable& executable) {
   } catch (const std::invalid_argument&) {
     return false;
   }
+}
+
+void check_stateless(const Subgraphs& subgraphs) {
+  for (const auto& handle : subgraphs) {
+    const Executable& executable = handle->get()->executable();
+    if (executable.aliases.empty()) continue;
+    throw std::invalid_argument(
+        message("subgraph '", executable.name,
+                "' keeps state between calls, which chunks that are computed at once cannot share: "
+                "give each core a copy.deepcopy of the module instead"));
+  }
+}
+
+bool holds_tensors(const Subgraphs& subgraphs) {
+  return std::ranges::any_of(
+      subgraphs, [](const auto& handle) { return handle->get()->executable().held_inputs > 0; });
 }
 
 /// Rows that chunks are best multiples of, where batches of any size can be taken; else 0.
@@ -134,11 +155,11 @@ void define_forward(Module& parallel, const Module& model, const std::vector<std
     return graph->insertNode(graph->createTuple(items))->output();
   };
   const auto attribute = [&](const char* name) { return graph->insertGetAttr(self, name); };
-  torch::jit::Value* result =
-      graph->insert(c10::Symbol::fromQualString("neuron_ext::forward_parallel"),
-                    {tuple(modules), tuple(inputs), graph->insertConstant(names),
-                     attribute("cores_of_models"), attribute("dim"), attribute("split_size"),
-                     attribute("traced_rows"), attribute("num_workers")});
+  torch::jit::Value* result = graph->insert(
+      c10::Symbol::fromQualString("neuron_ext::forward_parallel"),
+      {tuple(modules), tuple(inputs), graph->insertConstant(names), attribute("cores_of_models"),
+       attribute("dim"), attribute("split_size"), attribute("traced_rows"),
+       attribute("num_workers"), attribute("holds_tensors")});
   const c10::TypePtr& type = schema.returns().at(0).type();
   if (type->kind() != c10::TypeKind::AnyType) result = graph->insertUncheckedCast(result, type);
   graph->registerOutput(result);
@@ -149,7 +170,7 @@ void define_forward(Module& parallel, const Module& model, const std::vector<std
 }
 
 Module assemble(const std::vector<Module>& models, const std::vector<CoreRun>& runs,
-                const std::vector<int64_t>& ids, int64_t dim, int64_t rows) {
+                const std::vector<int64_t>& ids, int64_t dim, int64_t rows, bool holds_tensors) {
   Module parallel("__torch__.neuron_ext.DataParallel",
                   std::make_shared<torch::jit::CompilationUnit>(), /*shouldMangle=*/true);
   std::vector<std::string> names;
@@ -169,6 +190,7 @@ Module assemble(const std::vector<Module>& models, const std::vector<CoreRun>& r
   set("split_size", 0);
   set("traced_rows", rows);
   set("num_workers", 2 * static_cast<int64_t>(ids.size()));
+  parallel.register_attribute("holds_tensors", c10::BoolType::get(), holds_tensors);
   define_forward(parallel, models[0], names);
   parallel.eval();
   return parallel;
@@ -193,6 +215,13 @@ Module assemble(const std::vector<Module>& models, const std::vector<CoreRun>& r
     raise(text, dynamic_cast<const std::invalid_argument*>(&error) != nullptr);
   }
   throw std::runtime_error(message("chunk ", chunk + 1, " of ", count, ": unknown error"));
+}
+
+/// What a chunk of `model` usually takes. Models may share an entry, and a new one may find that of
+/// another at its address: it only tells whether other threads are worth waking.
+runtime::TypicalDuration& typical_chunk(const Module& model) {
+  static auto& entries = *new std::array<runtime::TypicalDuration, 256>();
+  return entries[std::hash<const void*>{}(model._ivalue().get()) / 64 % entries.size()];
 }
 
 /// How many rows each chunk has, but for the last.
@@ -220,6 +249,7 @@ Module make_parallel(Module model, const std::optional<std::vector<int64_t>>& de
   const std::vector<int64_t> ids = checked_ids(device_ids);
   const std::vector<CoreRun> runs = consecutive_runs(ids);
   const Subgraphs subgraphs = subgraph::find_subgraphs(model._ivalue());
+  check_stateless(subgraphs);
   const int64_t rows = dynamic_batching ? traced_rows(model, subgraphs, dim) : 0;
 
   std::vector<Module> models{model};
@@ -228,7 +258,7 @@ Module make_parallel(Module model, const std::optional<std::vector<int64_t>>& de
     models.push_back(copy_with_same_tensors(model));
     of_models.push_back(subgraph::find_subgraphs(models.back()._ivalue()));
   }
-  Module parallel = assemble(models, runs, ids, dim, rows);
+  Module parallel = assemble(models, runs, ids, dim, rows, holds_tensors(subgraphs));
   // The module itself last: if a load fails, it has not moved and the copies go.
   for (size_t i = models.size(); i-- > 0;) {
     subgraph::set_neuron_cores(of_models[i], runs[i].first, runs[i].count);
@@ -245,11 +275,19 @@ IValue forward_parallel(const std::vector<Module>& models,
                         const std::vector<std::string>& names, const Cut& cut) {
   Runtime::check_not_forked();
   const runtime::ExitGate gate;
+  // Copies of the model hold the same tensors, so that one stands for all.
+  std::vector<subgraph::GateWish> gates;
+  if (cut.holds_tensors) {
+    gates = subgraph::request_gates(subgraph::find_held_blocks(models[0]._ivalue()));
+  }
+  const subgraph::GateScope one_set_of_weights(std::move(gates));
   const Scatter scatter(std::move(arguments), names, cut.dim);
   const int64_t rows = std::max<int64_t>(scatter.rows(), 0);
   const int64_t size = rows_of_chunk(cut, rows);
   const int64_t padded_rows = cut.dim != 0 ? cut.traced_rows : 0;
   const auto count = static_cast<size_t>(std::max<int64_t>(1, (rows + size - 1) / size));
+
+  runtime::TypicalDuration& typical = typical_chunk(models[0]);
 
   // Which model each core belongs to: chunks go round robin over the cores.
   std::vector<size_t> model_of_core;
@@ -258,20 +296,26 @@ IValue forward_parallel(const std::vector<Module>& models,
   }
   std::vector<IValue> results(count);
   std::vector<int64_t> rows_of(count);
+  const auto* scope = subgraph::GateScope::current();
   const auto compute = [&](size_t chunk) {
     try {
+      const subgraph::GateAdoption adoption(scope);
       runtime::ReplicaSet::take_last_core();
       const int64_t begin = static_cast<int64_t>(chunk) * size;
       const int64_t end = std::min(begin + size, rows);
       rows_of[chunk] = end - begin;
       Module model = models[model_of_core.at(chunk % model_of_core.size())];
+      const auto start = CondVar::Clock::now();
       results[chunk] = model.forward(scatter.chunk(begin, end, padded_rows));
+      typical.note(CondVar::Clock::now() - start);
     } catch (...) {
       rethrow_named(chunk, count);
     }
   };
   const auto run = std::make_shared<ChunkRun>(count, compute);
-  run->run(Runtime::get().chunk_threads(), static_cast<size_t>(std::max<int64_t>(1, cut.workers)));
+  const bool brief = typical.below(runtime::kHandOver, static_cast<int64_t>(count));
+  const auto workers = brief ? 1 : static_cast<size_t>(std::max<int64_t>(1, cut.workers));
+  run->run(Runtime::get().chunk_threads(), workers);
   return gather(results, cut.dim, rows_of, padded_rows);
 }
 

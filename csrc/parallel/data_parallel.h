@@ -18,9 +18,10 @@ torch::jit::Module make_parallel(torch::jit::Module model,
 struct Cut {
   int64_t dim = 0;
   int64_t cores = 1;
-  int64_t split_size = 0;   ///< rows of a chunk; 0: the batch divided by the number of cores
-  int64_t traced_rows = 0;  ///< with dynamic batching: rows that the model was traced with, or 0
-  int64_t workers = 1;      ///< threads that work on one call
+  int64_t split_size = 0;      ///< rows of a chunk; 0: the batch divided by the number of cores
+  int64_t traced_rows = 0;     ///< with dynamic batching: rows that the model was traced with, or 0
+  int64_t workers = 1;         ///< threads that work on one call
+  bool holds_tensors = false;  ///< weights that can be replaced: a call sees one set of them
 };
 
 /// The forward of such a module.

@@ -14,12 +14,9 @@ namespace neuron::runtime {
 namespace {
 
 // Below this, binding the thread to the core's CPUs would cost as much as it gains.
-constexpr int64_t kBriefNs = 200'000;
+constexpr std::chrono::nanoseconds kBrief{200'000};
 
 thread_local int32_t core_of_last_inference = -1;
-
-// Two wake-ups of threads.
-constexpr int64_t kHandOverNs = 50'000;
 
 /// The exception being handled, with the chunk named.
 std::exception_ptr chunk_error(size_t chunk, size_t count) {
@@ -51,7 +48,7 @@ class ReplicaSet::ExecuteJob : public Job {
     try {
       const auto begin = CondVar::Clock::now();
       outputs_ = set_->execute_on(replica, inputs_);
-      set_->note_duration(CondVar::Clock::now() - begin);
+      set_->typical_.note(CondVar::Clock::now() - begin);
     } catch (...) {
       error_ = std::current_exception();
     }
@@ -103,8 +100,7 @@ std::shared_ptr<ReplicaSet> ReplicaSet::load(Runtime& runtime,
 }
 
 bool ReplicaSet::brief() const {
-  const int64_t typical = typical_ns_.load(std::memory_order_relaxed);
-  return may_borrow_thread_ && typical >= 0 && typical < kBriefNs;
+  return may_borrow_thread_ && typical_.below(kBrief);
 }
 
 /// Takes a free core for the calling thread to compute on, if it may.
@@ -123,7 +119,7 @@ Tensors ReplicaSet::execute_under(Scheduler::Lease& lease, TensorRefs inputs) {
     runtime_.backend().run_borrowed(runtime_.global_index(core),
                                     [&] { outputs = execute_on(lease.replica(), inputs); });
   }
-  note_duration(lease.end());
+  typical_.note(lease.end());
   return outputs;
 }
 
@@ -161,7 +157,7 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
   };
   while ((next < count && failure == nullptr) || !under_way.empty()) {
     if (next < count && failure == nullptr) {
-      if (others == 0 || worth_no_hand_over(count)) {
+      if (others == 0 || typical_.below(kHandOver, static_cast<int64_t>(count))) {
         attempt(next, [&] { outputs[next] = execute(inputs_of(next)); });
         ++next;
         continue;
@@ -186,26 +182,11 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
   return outputs;
 }
 
-/// Whether `count` inferences one after another take less than waking other threads for them.
-bool ReplicaSet::worth_no_hand_over(size_t count) const {
-  const int64_t typical = typical_ns_.load(std::memory_order_relaxed);
-  return typical >= 0 && typical * static_cast<int64_t>(count) < kHandOverNs;
-}
-
 Tensors ReplicaSet::execute_on(int32_t replica, TensorRefs inputs) {
   Slot& slot = *slots_[replica];
   Tensors outputs = slot.replica->execute(inputs);
   slot.executions.fetch_add(1, std::memory_order_relaxed);
   return outputs;
-}
-
-/// Whether inferences are brief is judged by the slower of the last one and what was typical, which
-/// fades: one slow first call does not count for ever, a slow call counts at once.
-void ReplicaSet::note_duration(Scheduler::Duration duration) {
-  const int64_t took = std::chrono::nanoseconds(duration).count();
-  const int64_t typical = typical_ns_.load(std::memory_order_relaxed);
-  typical_ns_.store(typical < 0 ? took : std::max(took, typical - typical / 4),
-                    std::memory_order_relaxed);
 }
 
 std::vector<int64_t> ReplicaSet::cores() const {

@@ -7,6 +7,7 @@
 #include <vector>
 
 #include "runtime/runtime.h"
+#include "runtime/typical_duration.h"
 
 namespace neuron::runtime {
 
@@ -47,9 +48,7 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
 
   ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::unique_ptr<Slot>> slots);
   Tensors execute_on(int32_t replica, TensorRefs inputs);
-  void note_duration(Scheduler::Duration took);
   bool brief() const;
-  bool worth_no_hand_over(size_t count) const;
   std::optional<Scheduler::Lease> try_lease();
   Tensors execute_under(Scheduler::Lease& lease, TensorRefs inputs);
 
@@ -57,8 +56,8 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
   const CoreClaim claim_;
   const std::vector<std::unique_ptr<Slot>> slots_;
   const bool may_borrow_thread_;
-  const bool may_compute_here_;          ///< inferences of any length, since none is given up on
-  std::atomic<int64_t> typical_ns_{-1};  ///< -1: not known yet
+  const bool may_compute_here_;  ///< inferences of any length, since none is given up on
+  TypicalDuration typical_;
   Scheduler::Group group_;
 };
 
