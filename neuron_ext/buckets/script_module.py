@@ -37,7 +37,7 @@ class Bucket:
     subgraph: Any
     output: Node
     shapes: tuple[tuple[int, ...], ...]
-    state: BucketState = BucketState()
+    state: BucketState
 
 
 def build_bucket_module(

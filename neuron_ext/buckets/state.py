@@ -1,8 +1,8 @@
 """State of buckets: buffers that all share, or tensors of each bucket's own.
 
 The bucket module holds them. A bucket that takes the shared buffers as they are gets them under
-their names. One that takes parts of them gets what the preprocessor returns, views, and its subgraph
-stands in a `PartBucket`.
+their names. One that takes parts of them gets the views that the preprocessor returns, and its
+subgraph stands in a `PartBucket`.
 """
 
 from __future__ import annotations
@@ -95,8 +95,8 @@ class SharedState:
                 raise ValueError(f"{what} failed: {error}") from error
         if len(views) != len(self.values):
             raise ValueError(
-                f"{what} returned {len(views)} tensor(s); expected {len(self.values)}, one for each "
-                "tensor of shared_state_buffer"
+                f"{what} returned {len(views)} tensor(s); expected {len(self.values)}, one for "
+                "each tensor of shared_state_buffer"
             )
         for i, (view, value) in enumerate(zip(views, self.values, strict=True)):
             if tuple(view.shape) != tuple(shapes[index][i]) or view.dtype != value.dtype:
@@ -104,11 +104,7 @@ class SharedState:
                     f"{what} returned {_described(view.dtype, view.shape)} for state {i}; expected "
                     f"{_described(value.dtype, shapes[index][i])}, as the model has it"
                 )
-            # In TorchScript's bookkeeping 1 means that elements of the view are one in memory.
-            if (
-                not torch._C._is_alias_of(view, value)
-                or torch._debug_has_internal_overlap(view) == 1
-            ):
+            if not _writes_through(view, value):
                 raise ValueError(
                     f"{what} returned a tensor for state {i} that is no view of "
                     f"shared_state_buffer[{i}] with an element of the buffer for each of its own, "
@@ -213,7 +209,7 @@ def part_bucket_type() -> Any:
 class PartBucket:
     """See `part_bucket_type`."""
 
-    def __init__(self, subgraph: torch.classes.neuron_ext.NeuronSubgraph) -> None:
+    def __init__(self, subgraph: torch.classes.neuron_ext.NeuronSubgraph) -> None:  # type: ignore[name-defined]
         self.subgraph = subgraph
 
 
@@ -244,8 +240,8 @@ def _keeper(shared: SharedState) -> State:
         compiler="torchscript",
         input_output_aliases={one: i for i, one in enumerate(shared.values)},
     ).state
-    version, ints, *rest = _renamed(state, shared.names, {})
-    return version, {**ints, "lazy_load": 1}, *rest
+    version, ints, strings, int_lists, string_lists, tensors = _renamed(state, shared.names, {})
+    return version, {**ints, "lazy_load": 1}, strings, int_lists, string_lists, tensors
 
 
 def _renamed(state: State, names: Sequence[str], tied: Mapping[str, int]) -> State:
@@ -277,6 +273,12 @@ def _with_initial(state: State, values: Sequence[torch.Tensor]) -> State:
         string_lists,
         {**tensors, "state_initial": torch.cat(initial)},
     )
+
+
+def _writes_through(view: torch.Tensor, value: torch.Tensor) -> bool:
+    same_memory = view.untyped_storage().data_ptr() == value.untyped_storage().data_ptr()
+    # What `copy_` asks before it writes; 1 is for elements that certainly are one in memory.
+    return same_memory and torch._debug_has_internal_overlap(view) != 1
 
 
 def _described(dtype: torch.dtype, shape: Sequence[int]) -> str:

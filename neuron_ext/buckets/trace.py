@@ -54,10 +54,10 @@ def bucket_model_trace(
         func: returns a tuple of a model, which is compiled as ``trace`` does it, and a dict of
             ``input_output_aliases`` from its state tensors, parameters or buffers of the model, to
             output indices, as ``trace`` takes it. It is called once per bucket, with the
-            ``func_kwargs`` of that bucket, in the worker. Before each call PyTorch's random state is
-            set to the caller's ``torch.initial_seed()``, so that models with random weights agree.
-            With a ``shared_state_buffer`` the states of each model stand for the shared buffers, in
-            their order; else each bucket has a state of its own.
+            ``func_kwargs`` of that bucket, in the worker. Before each call PyTorch's random state
+            is set to the caller's ``torch.initial_seed()``, so that models with random weights
+            agree. With a ``shared_state_buffer`` the states of each model stand for the shared
+            buffers, in their order; else each bucket has a state of its own.
         example_inputs: a list with the example inputs of each bucket, in the order of their index:
             what ``trace`` takes as ``example_inputs``, of the same structure in all.
         bucket_config: how a bucket is chosen.
@@ -67,12 +67,13 @@ def bucket_model_trace(
 
     Returns:
         A ScriptModule in eval mode, with attributes ``kernel`` and, for each bucket,
-        ``subgraph_0``, ``subgraph_1``, ... (``part_0.subgraph`` where bucket 0 takes parts of shared
-        buffers). It holds the state: shared buffers as ``state_0``, ``state_1``, ..., others as
-        ``bucket_0.`` and their name in the model, and so on. An input that fits no bucket is a ``ValueError`` that
-        says what came and what the buckets take (out of a ScriptModule TorchScript makes it a
-        ``RuntimeError`` with that text): the kernel returned no tensors, another number of them
-        than the model has inputs, or no index of a bucket.
+        ``subgraph_0``, ``subgraph_1``, ... (``part_0.subgraph`` where bucket 0 takes parts of
+        shared buffers). It holds the state: shared buffers as ``state_0``, ``state_1``, ..., that
+        of bucket 0 alone as ``bucket_0.`` and its name in the model. ``docs/buckets.md`` has the
+        rules. An input that fits no bucket is a ``ValueError`` that says what came and what the
+        buckets take (out of a ScriptModule TorchScript makes it a ``RuntimeError`` with that text):
+        the kernel returned no tensors, another number of them than the model has inputs, or no
+        index of a bucket.
 
     Raises:
         ValueError: for arguments that cannot be used, a ``func`` that does not return what it
