@@ -162,6 +162,17 @@ def test_a_trace_returns_what_eager_returns(name):
             assert_same(module(*copied(given)), _eager(case, copied(given)))
 
 
+@pytest.mark.parametrize("model_first", [True, False])
+def test_a_model_and_a_named_tuple_may_have_one_name(model_first):
+    name = f"Twin{model_first}"
+    pair = collections.namedtuple(name, ["x", "y"])
+    model = type(name, (Scale,), {})(3).eval()
+    traces = [(model, (X,)), (lambda x: pair(x, x + 1), (X,))]
+    for func, arguments in traces if model_first else reversed(traces):
+        module = neuron_ext.trace(func, X, compiler="torchscript")
+        assert_same(loaded(saved_bytes(module))(*arguments), func(*arguments))
+
+
 def _check_native(module, change):
     given = [mapped(change, case.arguments) for case in CASES.values()]
     outputs = module(*mapped(change, [case.arguments for case in CASES.values()]))

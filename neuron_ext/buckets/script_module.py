@@ -7,23 +7,16 @@ state. No Python is left in it.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, List  # noqa: UP035 (TorchScript knows it by this name)
 
 import torch
 
-from neuron_ext._structure import Inputs, Node, identifier, script_type
+from neuron_ext._structure import Inputs, Node, script_type
 from neuron_ext.buckets.state import BucketState, ModuleState, part_bucket_type
-from neuron_ext.compiler.held import hold
-from neuron_ext.compiler.script_module import (
-    _TYPE_HOME,
-    _attribute,
-    _define,
-    _literal,
-    _Writer,
-)
+from neuron_ext.compiler.script_module import define_module
+from neuron_ext.compiler.script_source import ScriptWriter, attribute, literal
 
 
 @dataclass(frozen=True)
@@ -66,30 +59,22 @@ def build_bucket_module(
     """
     writer = _BucketWriter(inputs)
     source = writer.bucket_source(buckets)
-    kind = type(identifier(name), (torch.nn.Module,), {"__module__": _TYPE_HOME})
-    shell = kind()
-    shell.kernel = kernel
+    attributes: dict[str, Any] = {"kernel": kernel}
     for i, bucket in enumerate(buckets):
         if bucket.state.is_part:
-            setattr(shell, f"part_{i}", part_bucket_type()(bucket.subgraph))
+            attributes[f"part_{i}"] = part_bucket_type()(bucket.subgraph)
         else:
-            setattr(shell, f"subgraph_{i}", bucket.subgraph)
+            attributes[f"subgraph_{i}"] = bucket.subgraph
     if keeper is not None:
-        shell.keeper = keeper
+        attributes["keeper"] = keeper
     if state.preprocessor is not None:
-        shell.preprocessor = state.preprocessor
+        attributes["preprocessor"] = state.preprocessor
         shapes = [[list(one) for one in bucket] for bucket in state.shapes]
-        shell.state_shapes = torch.jit.Attribute(shapes, List[List[List[int]]])  # noqa: UP006
-    hold(shell, state.held)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # TorchScript warns of its own age at each step
-        module = torch.jit.script(shell)
-        _define(module, source, writer.named_tuples)
-    module.eval()
-    return module  # type: ignore[no-any-return]
+        attributes["state_shapes"] = torch.jit.Attribute(shapes, List[List[List[int]]])  # noqa: UP006
+    return define_module(name, attributes, source, writer.named_tuples, state.held)
 
 
-class _BucketWriter(_Writer):
+class _BucketWriter(ScriptWriter):
     """Writes the ``forward`` of buckets. Used once."""
 
     def bucket_source(self, buckets: Sequence[Bucket]) -> str:
@@ -117,7 +102,7 @@ class _BucketWriter(_Writer):
         paths, last = self._inputs.paths, len(buckets) - 1
         # What came is put into words only where something is wrong.
         came = " + ', ' + ".join(
-            f"{_literal(path + ' ')} + str({value}.shape)"
+            f"{literal(path + ' ')} + str({value}.shape)"
             for path, value in zip(paths, self._flat, strict=True)
         )
         found = f"'no bucket fits the inputs ' + {came} + ': the bucket kernel returned '"
@@ -127,13 +112,13 @@ class _BucketWriter(_Writer):
             f"_tensors, _chosen = self.kernel([{', '.join(self._flat)}])",
             "if _chosen.numel() != 1 or _chosen.is_floating_point() or _chosen.is_complex():",
             f"    torch.ops.neuron_ext.refuse({found} + 'a tensor of shape '"
-            f" + str(_chosen.shape) + {_literal(' as index, not one whole number. ' + take)})",
+            f" + str(_chosen.shape) + {literal(' as index, not one whole number. ' + take)})",
             "_bucket = int(_chosen.item())",
             "if len(_tensors) == 0:",
-            f"    torch.ops.neuron_ext.refuse({found} + {_literal('no tensors. ' + take)})",
+            f"    torch.ops.neuron_ext.refuse({found} + {literal('no tensors. ' + take)})",
             f"if _bucket < 0 or _bucket > {last} or len(_tensors) != {len(paths)}:",
             f"    torch.ops.neuron_ext.refuse({found} + str(len(_tensors))"
-            f" + ' tensor(s) and index ' + str(_bucket) + {_literal('; ' + expected)})",
+            f" + ' tensor(s) and index ' + str(_bucket) + {literal('; ' + expected)})",
         ]
 
 
@@ -141,7 +126,7 @@ def _run(index: int, state: BucketState) -> list[str]:
     """The lines that make ``_outputs`` of ``_tensors`` in a bucket."""
     if not state.names:
         return [f"_outputs = torch.ops.neuron_ext.forward(_tensors, self.subgraph_{index})"]
-    held = f"[{', '.join(map(_attribute, state.names))}]"
+    held = f"[{', '.join(map(attribute, state.names))}]"
     subgraph = f"self.subgraph_{index}"
     if state.is_part:
         held = f"self.preprocessor(self.state_shapes, {held}, _chosen)"
