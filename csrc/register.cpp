@@ -17,18 +17,21 @@ using subgraph::State;
 using subgraph::SubgraphHandle;
 using subgraph::Subgraphs;
 
-// (name, state, cores, start_nc, nc_count, lazy_load, async_load, dynamic_batch, executions, error)
-using StatusTuple = std::tuple<std::string, std::string, std::vector<int64_t>, int64_t, int64_t,
-                               bool, bool, bool, std::vector<int64_t>, std::string>;
+// (name, state, cores, start_nc, nc_count, lazy_load, async_load, dynamic_batch, executions, error,
+//  quarantined)
+using StatusTuple =
+    std::tuple<std::string, std::string, std::vector<int64_t>, int64_t, int64_t, bool, bool, bool,
+               std::vector<int64_t>, std::string, std::vector<int64_t>>;
 
-// (index, global_index, cpus, models, executions, busy_seconds)
-using CoreStatsTuple = std::tuple<int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, double>;
+// (index, global_index, cpus, models, executions, busy_seconds, quarantined)
+using CoreStatsTuple =
+    std::tuple<int64_t, int64_t, std::vector<int64_t>, int64_t, int64_t, double, bool>;
 
 std::vector<StatusTuple> status(const Subgraphs& subgraphs) {
   std::vector<StatusTuple> all;
   for (auto& s : subgraph::status(subgraphs)) {
     all.emplace_back(s.name, s.state, s.cores, s.start_nc, s.nc_count, s.lazy_load, s.async_load,
-                     s.dynamic_batch, s.executions, s.error);
+                     s.dynamic_batch, s.executions, s.error, s.quarantined);
   }
   return all;
 }
@@ -47,7 +50,7 @@ std::vector<CoreStatsTuple> core_stats() {
   std::vector<CoreStatsTuple> all;
   for (const auto& s : subgraph::core_stats()) {
     all.emplace_back(s.index, s.global_index, std::vector<int64_t>(s.cpus.begin(), s.cpus.end()),
-                     s.models, s.executions, s.busy_seconds);
+                     s.models, s.executions, s.busy_seconds, s.quarantined);
   }
   return all;
 }

@@ -29,6 +29,10 @@ class SubgraphStatus:
     """Inferences since the load, one count for each of ``cores``."""
     error: str
     """Why the last load or move failed; else empty."""
+    quarantined: list[int]
+    """Those of ``cores`` that get no inferences now: the replica failed again and again while
+    others did not, or an inference on the core ran past ``NEURON_RT_EXEC_TIMEOUT`` and has not come
+    back."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +49,8 @@ class CoreStats:
     """Replicas loaded on it."""
     executions: int
     busy_seconds: float
+    quarantined: bool
+    """Whether it gets no inferences now, of one subgraph at least."""
 
 
 def status(module: torch.nn.Module) -> list[SubgraphStatus]:

@@ -70,11 +70,32 @@ def test_frozen_nested_and_scripted(cut_sorter, sorter):
             return self.inner(x) + 1
 
     scripted = torch.jit.script(Wrapper(cut_sorter).eval())
-    for module in (scripted, torch.jit.freeze(scripted), torch.jit.trace(Wrapper(cut_sorter), X)):
+    frozen = torch.jit.freeze(scripted)
+    for module in (scripted, frozen, torch.jit.trace(Wrapper(cut_sorter), X)):
         names = {one.name for one in neuron_ext.status(module)}
         assert names == {"Sorter_neuron_0", "Sorter_neuron_2"}
         assert_same(module(OTHER), sorter(OTHER).detach() + 1)
         assert_same(loaded(saved_bytes(module))(OTHER), sorter(OTHER).detach() + 1)
+    # What `freeze` makes of a module that was scripted here is kept by PyTorch for ever.
+    neuron_ext.unload(frozen)
+
+
+def test_a_frozen_module_outlives_what_it_was_made_of(sorted_file, sorter, fork_server, tmp_path):
+    code = """
+        import gc
+        module = torch.jit.freeze(torch.jit.load(args[0]))
+        gc.collect()
+        x = torch.arange(12.0).reshape(3, 4).requires_grad_()
+        assert not module(x).requires_grad
+        result = module(x).tolist()
+        del module
+        gc.collect()
+        assert [core.models for core in neuron_ext.core_stats()] == [0, 0]
+    """
+    path = tmp_path / "model.pt"
+    path.write_bytes(sorted_file)
+    found = fork_server.run(code, str(path), env={"NEURON_EXT_HOST_CORES": 2})
+    assert found == sorter(torch.arange(12.0).reshape(3, 4)).tolist()
 
 
 def test_threads(cut_sorter, sorter):

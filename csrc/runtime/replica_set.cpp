@@ -18,21 +18,31 @@ constexpr std::chrono::nanoseconds kBrief{200'000};
 
 thread_local int32_t core_of_last_inference = -1;
 
+std::string text_of(const std::exception_ptr& thrown) {
+  try {
+    std::rethrow_exception(thrown);
+  } catch (const c10::Error& error) {
+    return error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    return error.what();
+  } catch (...) {
+    return "unknown error";
+  }
+}
+
 /// The exception being handled, with the chunk named.
 std::exception_ptr chunk_error(size_t chunk, size_t count) {
-  const auto named = [&](const char* what) {
-    return std::make_exception_ptr(
-        std::runtime_error(message("chunk ", chunk + 1, " of ", count, ": ", what)));
-  };
-  try {
-    throw;
-  } catch (const c10::Error& error) {
-    return named(error.what_without_backtrace());
-  } catch (const std::exception& error) {
-    return named(error.what());
-  } catch (...) {
-    return named("unknown error");
+  return std::make_exception_ptr(std::runtime_error(
+      message("chunk ", chunk + 1, " of ", count, ": ", text_of(std::current_exception()))));
+}
+
+std::vector<std::string> names_of_replicas(const std::string& subgraph, const CoreClaim& claim) {
+  std::vector<std::string> names;
+  for (int32_t i = 0; i < claim.count(); ++i) {
+    names.push_back(
+        message("the replica of subgraph '", subgraph, "' on core ", claim.first() + i));
   }
+  return names;
 }
 
 }  // namespace
@@ -54,12 +64,14 @@ class ReplicaSet::ExecuteJob : public Job {
     }
   }
 
-  /// After Scheduler::run returned.
+  /// After Scheduler::run returned. @throws ReplicaError
   Tensors take_outputs() {
     core_of_last_inference = core_;
     if (error_ != nullptr) std::rethrow_exception(error_);
     return std::move(outputs_);
   }
+
+  TensorRefs inputs() const { return inputs_; }
 
  private:
   const std::shared_ptr<ReplicaSet> set_;
@@ -73,7 +85,8 @@ int32_t ReplicaSet::take_last_core() {
   return std::exchange(core_of_last_inference, -1);
 }
 
-ReplicaSet::ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::unique_ptr<Slot>> slots)
+ReplicaSet::ReplicaSet(Runtime& runtime, CoreClaim claim, const Executable& executable,
+                       std::vector<std::unique_ptr<Slot>> slots)
     : runtime_(runtime),
       claim_(std::move(claim)),
       slots_(std::move(slots)),
@@ -85,7 +98,9 @@ ReplicaSet::ReplicaSet(Runtime& runtime, CoreClaim claim, std::vector<std::uniqu
                               })),
       may_compute_here_(may_borrow_thread_ &&
                         runtime.exec_timeout() == Scheduler::Duration::zero()),
-      group_(runtime.scheduler(), claim_.first(), claim_.count()) {}
+      may_repeat_(executable.mutated_inputs.empty()),
+      group_(runtime.scheduler(), claim_.first(), claim_.count()),
+      health_(runtime.scheduler(), group_, names_of_replicas(executable.name, claim_)) {}
 
 std::shared_ptr<ReplicaSet> ReplicaSet::load(Runtime& runtime,
                                              const std::shared_ptr<const Executable>& executable,
@@ -96,7 +111,8 @@ std::shared_ptr<ReplicaSet> ReplicaSet::load(Runtime& runtime,
     slots.push_back(std::make_unique<Slot>(
         runtime.backend().load(executable, runtime.global_index(claim.first() + i))));
   }
-  return std::shared_ptr<ReplicaSet>(new ReplicaSet(runtime, std::move(claim), std::move(slots)));
+  return std::shared_ptr<ReplicaSet>(
+      new ReplicaSet(runtime, std::move(claim), *executable, std::move(slots)));
 }
 
 bool ReplicaSet::brief() const {
@@ -124,6 +140,38 @@ Tensors ReplicaSet::execute_under(Scheduler::Lease& lease, TensorRefs inputs) {
 }
 
 Tensors ReplicaSet::execute(TensorRefs inputs) {
+  health_.before_inference();
+  return settled(inputs, [&] { return execute_once(inputs); });
+}
+
+/// What `compute` returns, or what becomes of the inference if a replica failed at it.
+template <typename Compute>
+Tensors ReplicaSet::settled(TensorRefs inputs, const Compute& compute) {
+  try {
+    return compute();
+  } catch (const ReplicaError& failed) {
+    return execute_elsewhere(failed, inputs);
+  }
+}
+
+/// @throws the replica's error, unless there is reason to let another replica try, which succeeds.
+Tensors ReplicaSet::execute_elsewhere(const ReplicaError& failed, TensorRefs inputs) {
+  if (!may_repeat_ || !health_.suspect_after_failure(failed.replica)) {
+    std::rethrow_exception(failed.error);
+  }
+  Tensors outputs;
+  try {
+    outputs = execute_once(inputs);
+  } catch (...) {
+    health_.acquit(failed.replica);
+    std::rethrow_exception(failed.error);
+  }
+  health_.convict(failed.replica, text_of(failed.error), CondVar::Clock::now());
+  return outputs;
+}
+
+/// @throws ReplicaError if the replica fails; what the scheduler throws.
+Tensors ReplicaSet::execute_once(TensorRefs inputs) {
   if (auto lease = try_lease()) return execute_under(*lease, inputs);
   const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs);
   runtime_.scheduler().run(group_, job, runtime_.exec_timeout());
@@ -141,6 +189,7 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
       if (failure == nullptr) failure = chunk_error(chunk, count);
     }
   };
+  health_.before_inference();
   std::deque<std::pair<size_t, std::shared_ptr<ExecuteJob>>> under_way;
   const size_t others = slots_.size() - 1;
   size_t next = 0;
@@ -165,7 +214,10 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
       if (auto lease = try_lease()) {
         const size_t here = next++;
         feed_others(others);
-        attempt(here, [&] { outputs[here] = execute_under(*lease, inputs_of(here)); });
+        attempt(here, [&] {
+          const Tensors inputs = inputs_of(here);
+          outputs[here] = settled(inputs, [&] { return execute_under(*lease, inputs); });
+        });
         continue;
       }
       feed_others(slots_.size());
@@ -175,7 +227,7 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
     under_way.pop_front();
     attempt(chunk, [&] {
       runtime_.scheduler().await(*job, runtime_.exec_timeout());
-      outputs[chunk] = job->take_outputs();
+      outputs[chunk] = settled(job->inputs(), [&] { return job->take_outputs(); });
     });
   }
   if (failure != nullptr) std::rethrow_exception(failure);
@@ -184,8 +236,14 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
 
 Tensors ReplicaSet::execute_on(int32_t replica, TensorRefs inputs) {
   Slot& slot = *slots_[replica];
-  Tensors outputs = slot.replica->execute(inputs);
+  Tensors outputs;
+  try {
+    outputs = slot.replica->execute(inputs);
+  } catch (...) {
+    throw ReplicaError{replica, std::current_exception()};
+  }
   slot.executions.fetch_add(1, std::memory_order_relaxed);
+  health_.note_success(replica);
   return outputs;
 }
 
@@ -201,6 +259,14 @@ std::vector<int64_t> ReplicaSet::executions() const {
     counts.push_back(slot->executions.load(std::memory_order_relaxed));
   }
   return counts;
+}
+
+std::vector<int64_t> ReplicaSet::quarantined() const {
+  std::vector<int64_t> cores;
+  for (int32_t i = 0; i < claim_.count(); ++i) {
+    if (runtime_.scheduler().quarantined(group_, i)) cores.push_back(claim_.first() + i);
+  }
+  return cores;
 }
 
 }  // namespace neuron::runtime

@@ -135,6 +135,7 @@ std::vector<CoreStats> Runtime::stats() const {
     stats.global_index = global_index(core);
     stats.cpus = backend_->cpus(stats.global_index);
     stats.executions = counts.executions;
+    stats.quarantined = counts.quarantined;
     stats.busy_seconds = std::chrono::duration<double>(counts.busy).count();
     MutexLock lock(mutex_);
     stats.models = loads_[core];

@@ -17,6 +17,10 @@ namespace {
 
 constexpr int32_t kWordBits = 64;
 
+uint64_t bit_of(int32_t core) {
+  return uint64_t{1} << core % kWordBits;
+}
+
 }  // namespace
 
 Scheduler::Scheduler(int32_t core_count, std::function<void(int32_t)> on_core_thread)
@@ -25,7 +29,7 @@ Scheduler::Scheduler(int32_t core_count, std::function<void(int32_t)> on_core_th
   free_.resize(static_cast<size_t>(core_count + kWordBits - 1) / kWordBits);
   for (int32_t i = 0; i < core_count; ++i) {
     cores_.push_back(std::make_unique<Core>());
-    free_[i / kWordBits] |= uint64_t{1} << i % kWordBits;
+    free_[i / kWordBits] |= bit_of(i);
   }
 }
 
@@ -72,10 +76,12 @@ Scheduler::Duration Scheduler::Lease::end() {
   return std::exchange(scheduler_, nullptr)->release(*this);
 }
 
-/// The first free core of begin .. end-1, or -1.
-int32_t Scheduler::find_free_core(int32_t begin, int32_t end) const {
+/// The first of begin .. end-1 that is free and not taken out, or -1.
+int32_t Scheduler::find_free_core(const Group& group, int32_t begin, int32_t end) const {
   for (int32_t at = begin; at < end; at = (at / kWordBits + 1) * kWordBits) {
-    const uint64_t word = free_[at / kWordBits] >> at % kWordBits;
+    uint64_t word = free_[at / kWordBits];
+    if (!group.out_.empty()) word &= ~group.out_[at / kWordBits];
+    word >>= at % kWordBits;
     if (word == 0) continue;
     const int32_t core = at + std::countr_zero(word);
     return core < end ? core : -1;
@@ -86,10 +92,10 @@ int32_t Scheduler::find_free_core(int32_t begin, int32_t end) const {
 /// Marks the group's next free core busy and returns it, or -1.
 int32_t Scheduler::take_free_core(Group& group) {
   const int32_t next = group.first_core_ + group.next_;
-  int32_t core = find_free_core(next, group.first_core_ + group.count_);
-  if (core < 0) core = find_free_core(group.first_core_, next);
+  int32_t core = find_free_core(group, next, group.first_core_ + group.count_);
+  if (core < 0) core = find_free_core(group, group.first_core_, next);
   if (core < 0) return -1;
-  free_[core / kWordBits] &= ~(uint64_t{1} << core % kWordBits);
+  free_[core / kWordBits] &= ~bit_of(core);
   ++busy_cores_;
   group.next_ = (core - group.first_core_ + 1) % group.count_;
   return core;
@@ -101,11 +107,68 @@ bool Scheduler::all_silent(const Group& group) const {
   return std::all_of(first, first + group.count_, [](const auto& core) { return core->silent; });
 }
 
+bool Scheduler::is_out(const Group& group, int32_t core) {
+  return !group.out_.empty() && (group.out_[core / kWordBits] & bit_of(core)) != 0;
+}
+
+void Scheduler::set_out(Group& group, int32_t core, bool out) {
+  uint64_t& word = group.out_[core / kWordBits];
+  word = out ? word | bit_of(core) : word & ~bit_of(core);
+}
+
+bool Scheduler::may_compute(const Group& group, int32_t core) const {
+  return !is_out(group, core) && !cores_[core]->silent;
+}
+
+bool Scheduler::any_may_compute(const Group& group) const {
+  for (int32_t i = 0; i < group.count_; ++i) {
+    if (may_compute(group, group.first_core_ + i)) return true;
+  }
+  return false;
+}
+
+bool Scheduler::take_out(Group& group, int32_t replica) {
+  const int32_t core = group.first_core_ + replica;
+  MutexLock lock(mutex_);
+  if (is_out(group, core)) return true;
+  if (group.out_.empty()) group.out_.resize(free_.size());
+  set_out(group, core, true);
+  if (any_may_compute(group)) return true;
+  set_out(group, core, false);
+  return false;
+}
+
+void Scheduler::put_back(Group& group, int32_t replica) {
+  const int32_t core = group.first_core_ + replica;
+  MutexLock lock(mutex_);
+  if (!is_out(group, core)) return;
+  set_out(group, core, false);
+  if (std::ranges::all_of(group.out_, [](uint64_t word) { return word == 0; })) group.out_.clear();
+  serve_queue(core);
+}
+
+bool Scheduler::quarantined(const Group& group, int32_t replica) const {
+  MutexLock lock(mutex_);
+  return !may_compute(group, group.first_core_ + replica);
+}
+
+/// Gives a core that may be free, and was kept from a group, what waits for it.
+void Scheduler::serve_queue(int32_t core_index) {
+  uint64_t& word = free_[core_index / kWordBits];
+  if (closed_ || (word & bit_of(core_index)) == 0) return;
+  Core& core = *cores_[core_index];
+  core.next = pop_oldest(core_index);
+  if (core.next == nullptr) return;
+  word &= ~bit_of(core_index);
+  ++busy_cores_;
+  core.wake.notify_one();
+}
+
 /// The queued job that has waited longest of those the core may compute, or null.
 std::shared_ptr<Job> Scheduler::pop_oldest(int32_t core_index) {
   Group* oldest = nullptr;
   for (Group* group : cores_[core_index]->groups) {
-    if (group->queue_.empty()) continue;
+    if (group->queue_.empty() || is_out(*group, core_index)) continue;
     if (oldest == nullptr || group->queue_.front()->ticket_ < oldest->queue_.front()->ticket_) {
       oldest = group;
     }
@@ -132,7 +195,7 @@ Scheduler::Duration Scheduler::finished(int32_t core_index, Clock::time_point si
     core.wake.notify_one();
     return took;
   }
-  free_[core_index / kWordBits] |= uint64_t{1} << core_index % kWordBits;
+  free_[core_index / kWordBits] |= bit_of(core_index);
   if (--busy_cores_ == 0) idle_.notify_all();
   return took;
 }
@@ -232,6 +295,12 @@ bool Scheduler::silence_if_running(Job& job) {
   Core& core = *cores_[core_index];
   if (!std::exchange(core.silent, true)) ++silent_cores_;
   for (Group* group : core.groups) {
+    if (any_may_compute(*group)) continue;
+    // Rather replicas that failed than none.
+    const std::vector<uint64_t> out = std::exchange(group->out_, {});
+    for (int32_t i = 0; !out.empty() && i < group->count_; ++i) {
+      serve_queue(group->first_core_ + i);
+    }
     if (!all_silent(*group)) continue;
     for (auto& queued : group->queue_) {
       MutexLock job_lock(queued->mutex_);
@@ -278,7 +347,11 @@ void Scheduler::core_thread(int32_t core_index) {
 
 Scheduler::CoreCounts Scheduler::counts(int32_t core) const {
   MutexLock lock(mutex_);
-  return cores_[core]->counts;
+  CoreCounts counts = cores_[core]->counts;
+  counts.quarantined = std::ranges::any_of(
+      cores_[core]->groups, [&](const Group* group) { return is_out(*group, core); });
+  if (cores_[core]->silent) counts.quarantined = true;
+  return counts;
 }
 
 int32_t Scheduler::busy() const {

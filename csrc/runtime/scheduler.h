@@ -39,7 +39,8 @@ class Job {
 ///
 /// Each core computes one inference at a time, whichever group it comes from. A group's inferences
 /// go round robin over its cores, past busy ones; when all are busy they queue, and a core that
-/// gets free takes the oldest queued inference that it may compute.
+/// gets free takes the oldest queued inference that it may compute. A replica that was taken out
+/// gets none, nor does a core whose inference ran out of time, until it comes back.
 ///
 /// Thread-safe. Lock order: mutex_ before Job::mutex_. No lock is held while an inference computes.
 class Scheduler {
@@ -49,6 +50,7 @@ class Scheduler {
   struct CoreCounts {
     int64_t executions = 0;
     Duration busy{};
+    bool quarantined = false;  ///< it does not answer, or a replica on it was taken out
   };
 
   /// @param on_core_thread called once on each core's thread, with the core, before its first job.
@@ -75,7 +77,8 @@ class Scheduler {
     const int32_t count_;
     // Guarded by Scheduler::mutex_, which the analysis cannot name from here.
     int32_t next_ = 0;
-    bool has_threads_ = false;  ///< each of its cores
+    bool has_threads_ = false;   ///< each of its cores
+    std::vector<uint64_t> out_;  ///< as `Scheduler::free_`; empty while no replica is taken out
     std::deque<std::shared_ptr<Job>> queue_;
   };
 
@@ -112,6 +115,14 @@ class Scheduler {
   void start(Group& group, const std::shared_ptr<Job>& job) EXCLUDES(mutex_);
   void await(Job& job, Duration timeout) EXCLUDES(mutex_);
 
+  /// Gives the replica no more inferences, until `put_back`. False, and nothing is done, if no
+  /// other replica of the group could take them.
+  bool take_out(Group& group, int32_t replica) EXCLUDES(mutex_);
+  void put_back(Group& group, int32_t replica) EXCLUDES(mutex_);
+
+  /// Whether the replica gets no inferences: it was taken out, or its core does not answer.
+  bool quarantined(const Group& group, int32_t replica) const EXCLUDES(mutex_);
+
   CoreCounts counts(int32_t core) const;
 
   /// How many cores compute now, and how many jobs wait for one.
@@ -134,9 +145,14 @@ class Scheduler {
 
   void core_thread(int32_t core_index) EXCLUDES(mutex_);
   void start_threads(Group& group) REQUIRES(mutex_);
-  int32_t find_free_core(int32_t begin, int32_t end) const REQUIRES(mutex_);
-  int32_t take_free_core(Group& group) REQUIRES(mutex_);
+  static bool is_out(const Group& group, int32_t core);
+  static void set_out(Group& group, int32_t core, bool out);
+  bool may_compute(const Group& group, int32_t core) const REQUIRES(mutex_);
+  bool any_may_compute(const Group& group) const REQUIRES(mutex_);
   bool all_silent(const Group& group) const REQUIRES(mutex_);
+  void serve_queue(int32_t core_index) REQUIRES(mutex_);
+  int32_t find_free_core(const Group& group, int32_t begin, int32_t end) const REQUIRES(mutex_);
+  int32_t take_free_core(Group& group) REQUIRES(mutex_);
   std::shared_ptr<Job> pop_oldest(int32_t core_index) REQUIRES(mutex_);
   Duration finished(int32_t core_index, CondVar::Clock::time_point since) REQUIRES(mutex_);
   Duration release(const Lease& lease) EXCLUDES(mutex_);

@@ -261,6 +261,7 @@ SubgraphStatus Subgraph::status() const {
   if (replicas_ != nullptr) {
     status.cores = replicas_->cores();
     status.executions = replicas_->executions();
+    status.quarantined = replicas_->quarantined();
   }
   if (activity_ == Activity::kLoading) {
     status.state = "loading";

@@ -119,7 +119,12 @@ class _Writer:
         arguments = []
         for node in self._graph.nodes:
             if node.op == "placeholder":
-                arguments.append(f", {self._name(node)}: {_script_type(node)}")
+                name, kind = self._name(node), _script_type(node)
+                arguments.append(f", {name}: {kind}")
+                if kind == "Tensor":
+                    # Not `with torch.no_grad()`: that is a class of the file's own in TorchScript,
+                    # and a frozen module that outlives the loaded one crashes where it enters it.
+                    self._lines.append(f"{name} = {name}.detach()")
             elif node.op == "get_attr":
                 name = f"weight_{len(self.weights)}"
                 self.weights[name] = str(node.target)
@@ -133,12 +138,9 @@ class _Writer:
             name = self._names[node]
             values += f"torch.empty_like({name}).copy_({name})" if i in self._copied else name
             values += ", "
-        body = "".join(f"        {line}\n" for line in self._lines)
-        return (
-            f"def forward(self{''.join(arguments)}) -> Tuple[{kinds or '()'}]:\n"
-            f"    with torch.no_grad():\n{body}        _results = ({values})\n"
-            "    return _results\n"
-        )
+        body = "".join(f"    {line}\n" for line in self._lines)
+        head = f"def forward(self{''.join(arguments)}) -> Tuple[{kinds or '()'}]:"
+        return f"{head}\n{body}    return ({values})\n"
 
     def _name(self, node: Node) -> str:
         return self._names.setdefault(node, f"v{len(self._names)}")

@@ -18,6 +18,9 @@ struct SubgraphStatus {
   bool dynamic_batch = false;
   std::vector<int64_t> executions;  ///< since the load, one count per entry of `cores`
   std::string error;                ///< of the last load or move that failed; else empty
+  /// Those of `cores` that get no inferences now: the replica failed again and again while others
+  /// did not, or an inference on the core ran past NEURON_RT_EXEC_TIMEOUT and has not come back.
+  std::vector<int64_t> quarantined;
 };
 
 /// What `core_stats` tells of one visible core.
@@ -28,6 +31,7 @@ struct CoreStats {
   int64_t models = 0;         ///< replicas loaded
   int64_t executions = 0;
   double busy_seconds = 0;
+  bool quarantined = false;  ///< for a subgraph at least; see SubgraphStatus::quarantined
 };
 
 }  // namespace neuron
