@@ -93,12 +93,14 @@ class OnStubCores : public ::testing::Test {
 };
 
 /// The state of a subgraph that takes one float32 tensor of shape [2] and gives one.
-inline subgraph::State make_state(const subgraph::Wishes& wishes = {}) {
+inline subgraph::State make_state(const subgraph::Wishes& wishes = {},
+                                  std::vector<int64_t> mutated_inputs = {}) {
   Executable executable;
   executable.name = "stub";
   executable.format = runtime::Format::kTorchScript;
   executable.inputs = {{"x", at::kFloat, {2}}};
   executable.outputs = {{"", at::kFloat, {2}}};
+  executable.mutated_inputs = std::move(mutated_inputs);
   executable.graph = std::make_shared<runtime::Content>(at::zeros({1}, at::kByte), "", 0);
   return subgraph::encode(executable, wishes);
 }
