@@ -1,0 +1,294 @@
+// Feeds broken and hostile states and archives to the decoder and to `torch::jit::load`.
+//
+//   state_fuzzer [--seed N] [--states N] [--archives N] [--only kind:number] [file or folder...]
+//
+// The files are archives to begin with: each must load as it is. Every input must end in success or
+// in an exception with a text; what can be decoded must come out again when it is encoded; no
+// native code may be mapped out of states whose checks do not pass.
+#include <ATen/ATen.h>
+#include <c10/util/Exception.h>
+#include <neuron_ext/runtime.h>
+#include <torch/script.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <iostream>
+#include <map>
+#include <sstream>
+#include <stdexcept>
+
+#include "archives.h"
+#include "dice.h"
+#include "spies.h"
+#include "states.h"
+#include "subgraph/find_subgraphs.h"
+#include "subgraph/neuron_subgraph.h"
+
+namespace neuron::fuzz {
+namespace {
+
+using subgraph::Origin;
+using subgraph::State;
+
+struct Options {
+  uint64_t seed = 1;
+  uint64_t states = 1000;
+  uint64_t archives = 1000;
+  std::string only_kind;
+  uint64_t only_number = 0;
+  std::vector<std::filesystem::path> files;
+};
+
+struct Counts {
+  uint64_t accepted = 0;
+  uint64_t refused = 0;
+  std::map<std::string, uint64_t> why;  ///< the beginnings of texts
+};
+
+/// What must never be.
+[[noreturn]] void fail(const std::string& what) {
+  std::cerr << "\nstate_fuzzer: " << what << std::endl;
+  std::abort();
+}
+
+/// Runs `input`; an exception must have a text.
+template <typename Input>
+bool survives(Counts& counts, Input input) {
+  std::string text;
+  try {
+    input();
+    ++counts.accepted;
+    return true;
+  } catch (const c10::Error& error) {
+    text = error.what_without_backtrace();
+  } catch (const std::exception& error) {
+    text = error.what();
+  } catch (...) {
+    fail("something was thrown that is no exception");
+  }
+  if (text.empty()) fail("an exception without a text");
+  ++counts.refused;
+  ++counts.why[text.substr(0, 60)];
+  return false;
+}
+
+/// Loads all subgraphs of what was read, if that did not happen yet, and computes once on each.
+void use(const c10::IValue& module) {
+  constexpr int64_t kMostElements = 1 << 16;
+  for (const auto& handle : subgraph::find_subgraphs(module)) {
+    runtime::Tensors inputs;
+    bool small = true;
+    for (const auto& spec : handle->get()->executable().inputs) {
+      int64_t elements = 1;
+      for (const int64_t size : spec.shape) elements *= std::min(size, kMostElements + 1);
+      small = small && spec.shape.size() < 4 && elements <= kMostElements;
+      if (small) inputs.push_back(at::zeros(spec.shape, spec.dtype));
+    }
+    if (!small) continue;
+    static_cast<void>(handle->get()->forward(inputs));
+  }
+}
+
+constexpr size_t kMostOfADecode = size_t{32} << 20;
+
+void try_state(const std::vector<Base>& bases, Dice& dice, Counts& counts) {
+  const Base& base = dice.of(bases);
+  State state = copy_of(base.state);
+  if (!dice.one_in(100)) mutate(state, dice);
+  const Origin origin = dice.one_in(8) ? Origin::kTrace : Origin::kFile;
+  forget_allocations();
+  const bool decoded = survives(counts, [&] {
+    if (!dice.one_in(6)) mend_digests(state, !dice.one_in(3));
+    const auto once = decode(state, origin);
+    const State again = encode(*once.executable, once.wishes);
+    if (const std::string field = difference(state, again); !field.empty()) {
+      fail("field '" + field + "' of " + base.name + " changed between decoding and encoding");
+    }
+    const auto twice = decode(again, Origin::kFile);
+    const State same = encode(*twice.executable, twice.wishes);
+    const std::string digest = std::get<2>(again).at("sha256_state");
+    if (std::get<2>(same).at("sha256_state") != digest) {
+      fail("a state of " + base.name + " is not the same when it is encoded twice");
+    }
+  });
+  if (largest_allocation() > kMostOfADecode) {
+    fail("a state took " + std::to_string(largest_allocation()) + " bytes at once");
+  }
+  if (!decoded || !dice.one_in(4)) return;
+  Counts of_loads;
+  survives(of_loads, [&] { use(c10::IValue(subgraph::NeuronSubgraph::from_file(state))); });
+}
+
+torch::jit::Module load(const std::string& archive) {
+  std::istringstream in(archive);
+  return torch::jit::load(in);
+}
+
+void try_archive(const std::vector<Base>& bases, const std::vector<std::string>& corpus, Dice& dice,
+                 Counts& counts) {
+  std::string archive;
+  if (dice.one_in(2)) {
+    archive = mutated(dice.of(corpus), dice.of(corpus), dice);
+  } else {
+    State state = copy_of(dice.of(bases).state);
+    Counts not_counted;  // what cannot be saved is no input
+    const bool saved = survives(not_counted, [&] {
+      mutate(state, dice);
+      if (!dice.one_in(6)) mend_digests(state, !dice.one_in(3));
+      archive = archive_with(state);
+    });
+    if (!saved) archive = dice.of(corpus);
+  }
+  survives(counts, [&] {
+    const torch::jit::Module module = load(archive);
+    use(module._ivalue());
+  });
+}
+
+void check_mappings(size_t before) {
+  if (carried_code_ran()) fail("native code ran that must not be mapped");
+  if (executable_mappings() > before) fail("something was mapped executable");
+}
+
+template <typename Try>
+void run(const char* kind, uint64_t number, const Options& options, Try one) {
+  if (!options.only_kind.empty() && options.only_kind != kind) return;
+  Counts counts;
+  const auto start = std::chrono::steady_clock::now();
+  const size_t mappings = executable_mappings();
+  const uint64_t refused = refused_allocations();
+  for (uint64_t i = 0; i < number; ++i) {
+    if (!options.only_kind.empty() && i != options.only_number) continue;
+    now_at(kind, i);
+    Dice dice(options.seed, i);
+    one(dice, counts);
+    check_mappings(mappings);
+  }
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  std::printf(
+      "%-8s %8llu inputs: %8llu refused, %7llu accepted, in %5.0f s; "
+      "%llu kinds of error, %llu huge allocations refused, %zu MB resident\n",
+      kind, static_cast<unsigned long long>(counts.accepted + counts.refused),
+      static_cast<unsigned long long>(counts.refused),
+      static_cast<unsigned long long>(counts.accepted), seconds.count(),
+      static_cast<unsigned long long>(counts.why.size()),
+      static_cast<unsigned long long>(refused_allocations() - refused), resident_memory() >> 20);
+  std::fflush(stdout);
+  if (std::getenv("NEURON_FUZZ_SHOW_ERRORS") != nullptr) {
+    for (const auto& [text, times] : counts.why) {
+      std::cout << times << "\t" << text.substr(0, text.find('\n')) << "\n";
+    }
+  }
+}
+
+/// The native code of a state is mapped when nothing forbids it, and only then: the spies see it.
+void check_spies(const at::Tensor& library) {
+  const State state = loadable_native_state(library);
+  const size_t before = executable_mappings();
+  Counts counts;
+  ::setenv("NEURON_EXT_NATIVE_CODE", "deny", 1);
+  const auto load_it = [&] { subgraph::NeuronSubgraph::from_file(state); };
+  if (survives(counts, load_it)) fail("a native state was loaded where native code is denied");
+  check_mappings(before);
+  ::unsetenv("NEURON_EXT_NATIVE_CODE");
+  if (survives(counts, load_it)) fail("a library without functions was accepted");
+  if (executable_mappings() <= before || !carried_code_ran()) {
+    fail("the spies do not see native code that is mapped");
+  }
+}
+
+std::string contents(const std::filesystem::path& path) {
+  std::ifstream in(path, std::ios::binary);
+  std::ostringstream out;
+  out << in.rdbuf();
+  if (!in) throw std::runtime_error("cannot read " + path.string());
+  return out.str();
+}
+
+std::vector<std::string> read_corpus(const std::vector<std::filesystem::path>& paths) {
+  std::vector<std::string> corpus;
+  for (const auto& path : paths) {
+    if (!std::filesystem::is_directory(path)) {
+      corpus.push_back(contents(path));
+      continue;
+    }
+    std::vector<std::filesystem::path> files;
+    for (const auto& entry : std::filesystem::directory_iterator(path)) {
+      if (entry.path().extension() == ".pt") files.push_back(entry.path());
+    }
+    std::sort(files.begin(), files.end());
+    for (const auto& file : files) corpus.push_back(contents(file));
+  }
+  return corpus;
+}
+
+Options parse(int count, char** arguments) {
+  Options options;
+  for (int i = 1; i < count; ++i) {
+    const std::string word = arguments[i];
+    if (word.rfind("--", 0) != 0) {
+      options.files.emplace_back(word);
+      continue;
+    }
+    if (++i == count) throw std::invalid_argument(word + " needs a value");
+    const std::string value = arguments[i];
+    if (word == "--seed") {
+      options.seed = std::stoull(value);
+    } else if (word == "--states") {
+      options.states = std::stoull(value);
+    } else if (word == "--archives") {
+      options.archives = std::stoull(value);
+    } else if (word == "--only") {
+      const auto colon = value.find(':');
+      if (colon == std::string::npos) throw std::invalid_argument("--only takes kind:number");
+      options.only_kind = value.substr(0, colon);
+      options.only_number = std::stoull(value.substr(colon + 1));
+      options.states = options.archives = options.only_number + 1;
+    } else {
+      throw std::invalid_argument("no such option: " + word);
+    }
+  }
+  return options;
+}
+
+int fuzz(const Options& options) {
+  ::setenv("NEURON_EXT_HOST_CORES", "2", 1);
+  ::setenv("NEURON_RT_LOG_LEVEL", "critical", 1);  // fall backs are warned of
+  install_spies(options.seed);
+  const std::string file = contents(NEURON_FUZZ_CARRIED_LIBRARY);
+  const at::Tensor library =
+      at::from_blob(const_cast<char*>(file.data()), {static_cast<int64_t>(file.size())}, at::kByte)
+          .clone();
+  const std::vector<Base> bases = base_states(library);
+  std::vector<std::string> corpus = read_corpus(options.files);
+  for (const Base& base : bases) {
+    if (base.name == "portable") corpus.push_back(archive_with(base.state));
+  }
+  now_at("corpus", 0);
+  for (const std::string& archive : corpus) {
+    use(load(archive)._ivalue());
+    use(load(archive_of(records_of(archive)))._ivalue());
+  }
+  run("state", options.states, options,
+      [&](Dice& dice, Counts& counts) { try_state(bases, dice, counts); });
+  run("archive", options.archives, options,
+      [&](Dice& dice, Counts& counts) { try_archive(bases, corpus, dice, counts); });
+  now_at("spies", 0);
+  check_spies(library);
+  return EXIT_SUCCESS;
+}
+
+}  // namespace
+}  // namespace neuron::fuzz
+
+int main(int count, char** arguments) {
+  try {
+    return neuron::fuzz::fuzz(neuron::fuzz::parse(count, arguments));
+  } catch (const std::exception& error) {
+    std::cerr << "state_fuzzer: " << error.what() << '\n';
+    return EXIT_FAILURE;
+  }
+}
