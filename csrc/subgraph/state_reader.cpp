@@ -50,12 +50,23 @@ at::Tensor StateReader::bytes(const std::string& field) const {
     reject(field, "is a ", dtype_name(value->scalar_type()), " tensor of ", value->dim(),
            " dimensions on ", value->device(), ", expected a contiguous uint8 vector on cpu");
   }
-  // A damaged file may claim a view that its storage does not hold.
-  const auto held = static_cast<int64_t>(value->storage().nbytes());
-  if (value->storage_offset() < 0 || value->storage_offset() + value->numel() > held) {
-    reject(field, "is longer than its data");
-  }
+  if (!lies_in_its_storage(*value)) reject(field, "is longer than its data");
   return *value;
+}
+
+bool lies_in_its_storage(const at::Tensor& tensor) {
+  if (!tensor.is_cpu() || tensor.layout() != at::kStrided || !tensor.is_contiguous()) return false;
+  // Of a huge size and offset, sums and products are not what they seem.
+  const auto held = static_cast<int64_t>(tensor.storage().nbytes());
+  const auto item = static_cast<int64_t>(tensor.itemsize());
+  const int64_t offset = tensor.storage_offset();
+  if (item <= 0 || offset < 0 || offset > held / item) return false;
+  int64_t elements = 1;
+  for (const int64_t size : tensor.sizes()) {
+    if (size < 0 || (size > 0 && elements > held / item / size)) return false;
+    elements *= size;
+  }
+  return elements == tensor.numel() && elements <= held / item - offset;
 }
 
 }  // namespace neuron::subgraph

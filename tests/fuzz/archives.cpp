@@ -66,11 +66,11 @@ constexpr size_t kEndSize = 22;
 void write_common(std::string& out, const Record& record, size_t extra) {
   write<uint16_t>(out, 20);
   write<uint16_t>(out, 0);  // flags
-  write<uint16_t>(out, 0);  // not compressed
+  write<uint16_t>(out, record.method);
   write<uint32_t>(out, 0);  // time and date
   write<uint32_t>(out, 0);  // CRC
   write<uint32_t>(out, record.data.size());
-  write<uint32_t>(out, record.data.size());
+  write<uint32_t>(out, record.method == 0 ? record.data.size() : record.inflated);
   write<uint16_t>(out, record.name.size());
   write<uint16_t>(out, extra);
 }
@@ -120,7 +120,11 @@ void mutate_records(std::vector<Record>& records, const std::vector<Record>& oth
   const size_t at = dice.below(records.size());
   const auto there = records.begin() + static_cast<std::ptrdiff_t>(at);
   Record& record = *there;
-  switch (dice.below(9)) {
+  switch (dice.below(10)) {
+    case 9:
+      record.method = dice.one_in(2) ? 8 : static_cast<uint16_t>(dice.below(100));
+      record.inflated = static_cast<size_t>(dice.number());
+      break;
     case 0:
       records.erase(there);
       break;
@@ -172,7 +176,8 @@ std::vector<Record> records_of(const std::string& archive) {
     const size_t header = read<uint32_t>(archive, entry + 42);
     const size_t data =
         header + 30 + read<uint16_t>(archive, header + 26) + read<uint16_t>(archive, header + 28);
-    records.push_back({archive.substr(entry + 46, name), archive.substr(data, size), data});
+    records.push_back({archive.substr(entry + 46, name), archive.substr(data, size), data,
+                       read<uint16_t>(archive, entry + 10), read<uint32_t>(archive, entry + 24)});
     entry += 46 + name + read<uint16_t>(archive, entry + 30) + read<uint16_t>(archive, entry + 32);
   }
   return records;

@@ -36,7 +36,6 @@ const std::vector<std::string>& hard_texts() {
       "2.13",
       "..",
       "pdp11",
-      "x86_64",
       std::string(64, '0'),
       std::string(64, 'g'),
       std::string(100000, 'x'),

@@ -17,6 +17,9 @@ void install_spies(uint64_t seed);
 /// Says what the process works on from here on.
 void now_at(const char* kind, uint64_t input);
 
+/// Writes to stderr what that is, and how to run it alone.
+void tell_where();
+
 /// The largest request to operator new since `forget_allocations`, in bytes.
 size_t largest_allocation();
 void forget_allocations();

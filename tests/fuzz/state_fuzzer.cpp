@@ -51,7 +51,8 @@ struct Counts {
 /// What must never be.
 [[noreturn]] void fail(const std::string& what) {
   std::cerr << "\nstate_fuzzer: " << what << std::endl;
-  std::abort();
+  tell_where();
+  std::_Exit(EXIT_FAILURE);
 }
 
 /// Runs `input`; an exception must have a text.
@@ -255,8 +256,8 @@ Options parse(int count, char** arguments) {
 }
 
 int fuzz(const Options& options) {
-  ::setenv("NEURON_EXT_HOST_CORES", "2", 1);
-  ::setenv("NEURON_RT_LOG_LEVEL", "critical", 1);  // fall backs are warned of
+  ::setenv("NEURON_EXT_HOST_CORES", "4", 1);
+  ::setenv("NEURON_RT_LOG_LEVEL", "quiet", 1);  // fall backs are warned of
   install_spies(options.seed);
   const std::string file = contents(NEURON_FUZZ_CARRIED_LIBRARY);
   const at::Tensor library =
@@ -288,7 +289,8 @@ int main(int count, char** arguments) {
   try {
     return neuron::fuzz::fuzz(neuron::fuzz::parse(count, arguments));
   } catch (const std::exception& error) {
-    std::cerr << "state_fuzzer: " << error.what() << '\n';
+    const std::string text = error.what();
+    std::cerr << "state_fuzzer: " << text.substr(0, text.find("\nframe #")) << '\n';
     return EXIT_FAILURE;
   }
 }

@@ -121,6 +121,7 @@ bool same(const std::string& field, const c10::List<Element>& one,
           const c10::List<Element>& other) {
   const std::vector<Element> ones = one.vec();
   const std::vector<Element> others = other.vec();
+  if (field == "output_names" && ones.empty()) return true;  // that is: without names
   if (ones.size() != others.size()) return false;
   for (size_t i = 0; i < ones.size(); ++i) {
     if (!same(field, ones[i], others[i])) return false;
@@ -155,17 +156,19 @@ std::vector<Base> base_states(const at::Tensor& carried_library) {
 
   Executable elsewhere = native(carried_library);
   elsewhere.requirements.arch = "pdp11";
-  bases.push_back({"native of another machine", subgraph::encode(elsewhere, {true, false, true, {1, 2}})});
+  bases.push_back(
+      {"native of another machine", subgraph::encode(elsewhere, {true, false, true, {1, 2}})});
 
   Executable both = portable();
   both.format = Format::kInductor;
-  both.requirements = {this_arch(), {"neverheardof"}, TORCH_VERSION, "host"};
+  both.requirements = {"pdp11", {"neverheardof"}, TORCH_VERSION, "host"};
   both.code = content(carried_library, false);
   bases.push_back({"native and portable", subgraph::encode(both, {})});
 
   Executable damaged = native(carried_library);
   damaged.code = std::make_shared<Content>(carried_library, std::string(64, 'a'), std::nullopt);
-  bases.push_back({"native with damaged code", subgraph::encode(damaged, {false, true, false, {}})});
+  bases.push_back(
+      {"native with damaged code", subgraph::encode(damaged, {false, true, false, {}})});
   return bases;
 }
 
