@@ -143,6 +143,9 @@ void try_archive(const std::vector<Base>& bases, const std::vector<std::string>&
     });
     if (!saved) archive = dice.of(corpus);
   }
+  if (const char* path = std::getenv("NEURON_FUZZ_DUMP")) {
+    std::ofstream(path, std::ios::binary) << archive;
+  }
   survives(counts, [&] {
     const torch::jit::Module module = load(archive);
     use(module._ivalue());
