@@ -5,6 +5,7 @@
 
 import random
 import struct
+import zipfile
 
 import pytest
 import torch
@@ -98,9 +99,8 @@ def _not_errors(changes, outcomes):
 
 def test_a_native_file_cut_off_anywhere_maps_nothing(native_file, torchscript_file, load):
     size = native_file.stat().st_size
-    edges = [edge for part in member_ranges(native_file).values() for edge in (part[0:], part)]
-    cuts = {part.start + by for part in edges for by in (-1, 0, 1)}
-    cuts |= {part.stop + by for part in edges for by in (-1, 0, 1)}
+    edges = {at for part in member_ranges(native_file).values() for at in (part.start, part.stop)}
+    cuts = {edge + by for edge in edges for by in (-1, 0, 1)}
     cuts |= {size * part // 100 for part in range(100)} | {size - by for by in range(1, 60)}
     changes = [(cut, b"", size) for cut in sorted(cuts) if 0 <= cut < size]
     assert len(changes) > 150
@@ -132,8 +132,10 @@ def test_changed_fields_of_a_native_file_map_nothing_or_what_is_whole(
 ):
     """A flip that no reader looks at leaves the file as it was; any other is found."""
     part = pickle_range(native_file)
-    start = native_file.read_bytes().index(b"async_load", part.start, part.stop)
-    changes = _flips(native_file, range(start, part.stop), 150, seed=4)
+    raw = native_file.read_bytes()
+    start = raw.index(b"async_load", part.start, part.stop)
+    stop = raw.index(b"Dict[str, Tensor]", start, part.stop)
+    changes = _flips(native_file, range(start, stop), 150, seed=4)
     outcomes, _ = load(native_file, changes, warm_up=torchscript_file)
     bad = [change for change in _not_errors(changes, outcomes) if change[1] != "right"]
     assert bad == []
@@ -250,6 +252,31 @@ def test_a_tensor_longer_than_its_data_is_refused(torchscript_file, load):
         change = _with_claimed_size(torchscript_file, "graph", claimed)
         outcomes, _ = load(torchscript_file, change)
         assert "field 'graph' is longer than its data" in outcomes[0]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 1000])
+def test_a_record_shorter_than_the_pickle_says_is_refused(torchscript_file, tmp_path, load, kept):
+    """PyTorch's reader takes lengths from the pickle; what lies behind is not the file's."""
+    short = tmp_path / "short.pt"
+    with zipfile.ZipFile(torchscript_file) as old, zipfile.ZipFile(short, "w") as new:
+        (graph,) = [name for name in old.namelist() if name.endswith("/data/0")]
+        for name in old.namelist():
+            data = old.read(name)
+            new.writestr(name, data[:kept] if name == graph else data)
+    outcomes, _ = load(short, _unchanged(short))
+    assert "field 'graph' is longer than its data" in outcomes[0]
+
+
+def test_native_code_asks_for_no_executable_stack(native_net):
+    """Mapping it would make the stacks of the whole process executable."""
+    code = bytes_of(native_net, "code").numpy().tobytes()
+    table, size, count = (*struct.unpack_from("<Q", code, 32), *struct.unpack_from("<HH", code, 54))
+    flags = {}
+    for i in range(count):
+        kind, flag = struct.unpack_from("<II", code, table + i * size)
+        flags[kind] = flag
+    executable, stack = 1, 0x6474E551
+    assert flags[stack] & executable == 0
 
 
 def test_a_module_refused_leaves_the_process_as_it_was(native_net, native_file):

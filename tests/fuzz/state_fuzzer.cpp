@@ -204,6 +204,26 @@ void check_spies(const at::Tensor& library) {
   }
 }
 
+/// A subgraph whose portable graph holds a subgraph, and so on: not without end.
+void check_nesting(const State& portable) {
+  constexpr int kFine = 4;
+  constexpr int kTooDeep = 40;
+  State state = copy_of(portable);
+  for (int depth = 1; depth <= kTooDeep; ++depth) {
+    const std::string archive = archive_with(state);
+    if (depth == kFine || depth == kTooDeep) {
+      Counts counts;
+      const bool loaded = survives(counts, [&] { load(archive); });
+      if (loaded != (depth == kFine)) fail("nested graphs are not limited as they should be");
+    }
+    std::get<5>(state).insert_or_assign(
+        "graph", at::from_blob(const_cast<char*>(archive.data()),
+                               {static_cast<int64_t>(archive.size())}, at::kByte)
+                     .clone());
+    mend_digests(state, true);
+  }
+}
+
 std::string contents(const std::filesystem::path& path) {
   std::ifstream in(path, std::ios::binary);
   std::ostringstream out;
@@ -280,6 +300,8 @@ int fuzz(const Options& options) {
       [&](Dice& dice, Counts& counts) { try_state(bases, dice, counts); });
   run("archive", options.archives, options,
       [&](Dice& dice, Counts& counts) { try_archive(bases, corpus, dice, counts); });
+  now_at("nesting", 0);
+  check_nesting(bases.front().state);
   now_at("spies", 0);
   check_spies(library);
   return EXIT_SUCCESS;

@@ -14,6 +14,7 @@
 #include "common/sha256.h"
 #include "runtime/quick_checksum.h"
 #include "subgraph/state_digest.h"
+#include "subgraph/state_reader.h"
 
 namespace neuron::fuzz {
 namespace {
@@ -189,12 +190,7 @@ void mend_digests(State& state, bool contents) {
     const auto found = tensors.find(name);
     if (!contents || found == tensors.end()) continue;
     const at::Tensor& bytes = found->value();
-    if (!bytes.defined() || !bytes.is_cpu() || bytes.layout() != at::kStrided ||
-        bytes.scalar_type() != at::kByte || !bytes.is_contiguous() || bytes.storage_offset() < 0 ||
-        bytes.numel() < 0 || bytes.numel() > static_cast<int64_t>(bytes.storage().nbytes()) ||
-        bytes.storage_offset() > static_cast<int64_t>(bytes.storage().nbytes()) - bytes.numel()) {
-      continue;
-    }
+    if (!bytes.defined() || !subgraph::lies_in_its_storage(bytes)) continue;
     ints.insert_or_assign(message("checksum_", name), runtime::quick_checksum(bytes));
     strings.insert_or_assign(
         message("sha256_", name),
