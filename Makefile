@@ -95,7 +95,7 @@ $(CONFIGURE) -S . -B build/$(1) -DNEURON_EXT_SANITIZE=$(2) -DNEURON_EXT_BUILD_TE
 $(CMAKE) --build build/$(1) --parallel $(MAX_JOBS)
 endef
 
-# `make test` runs some thousands of inputs of another seed, as fuzz_test.
+# `make test` runs some thousands of inputs of another seed, as fuzz_test. The last line is a summary.
 FUZZ_STATES ?= 60000
 FUZZ_ARCHIVES ?= 50000
 FUZZ_SEED ?= 1
@@ -105,7 +105,7 @@ fuzz: setup
 	@echo "== fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer, seed $(FUZZ_SEED)"
 	@$(call sanitized_build,asan,address$(comma)undefined,-DPython3_EXECUTABLE=$(abspath $(PY)))
 	@build/asan/tests/fuzz/state_fuzzer --seed $(FUZZ_SEED) --states $(FUZZ_STATES) \
-	  --archives $(FUZZ_ARCHIVES) tests/golden
+	  --archives $(FUZZ_ARCHIVES) --replay tests/fuzz/corpus tests/golden
 
 test-python: setup
 	@echo "== Python tests"

@@ -135,6 +135,12 @@ size_t resident_memory() {
   return resident * static_cast<size_t>(::sysconf(_SC_PAGESIZE));
 }
 
+size_t most_resident_memory() {
+  rusage usage{};
+  ::getrusage(RUSAGE_SELF, &usage);
+  return static_cast<size_t>(usage.ru_maxrss) << 10;
+}
+
 bool carried_code_ran() {
   return std::getenv("NEURON_FUZZ_CARRIED_CODE_RAN") != nullptr;
 }

@@ -29,8 +29,9 @@ uint64_t refused_allocations();
 /// The executable mappings of this process.
 size_t executable_mappings();
 
-/// In bytes.
+/// Now, and the most there ever was, in bytes.
 size_t resident_memory();
+size_t most_resident_memory();
 
 /// Whether code of the library that the states carry has run in this process: its constructor.
 bool carried_code_ran();

@@ -1,15 +1,22 @@
 // Feeds broken and hostile states and archives to the decoder and to `torch::jit::load`.
 //
-//   state_fuzzer [--seed N] [--states N] [--archives N] [--only kind:number] [file or folder...]
+//   state_fuzzer [--seed N] [--states N] [--archives N] [--only kind:number] [--replay folder]
+//                [--keep folder] [file or folder...]
 //
 // The files are archives to begin with: each must load as it is. Every input must end in success or
 // in an exception with a text; what can be decoded must come out again when it is encoded; no
-// native code may be mapped out of states whose checks do not pass.
+// native code may be mapped out of states whose checks do not pass. Files to replay must be
+// refused.
+//
+// --keep writes the shortest archive of each kind of error, to be replayed later. With
+// NEURON_FUZZ_SHOW_ERRORS the kinds are listed; NEURON_FUZZ_DUMP names a file that gets each
+// archive before it is loaded.
 #include <ATen/ATen.h>
 #include <c10/util/Exception.h>
 #include <neuron_ext/runtime.h>
 #include <torch/script.h>
 
+#include <algorithm>
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
@@ -17,10 +24,12 @@
 #include <fstream>
 #include <iostream>
 #include <map>
+#include <optional>
 #include <sstream>
 #include <stdexcept>
 
 #include "archives.h"
+#include "corpus.h"
 #include "dice.h"
 #include "spies.h"
 #include "states.h"
@@ -39,13 +48,16 @@ struct Options {
   uint64_t archives = 1000;
   std::string only_kind;
   uint64_t only_number = 0;
+  std::filesystem::path replay;
+  std::filesystem::path keep;
   std::vector<std::filesystem::path> files;
 };
 
 struct Counts {
   uint64_t accepted = 0;
   uint64_t refused = 0;
-  std::map<std::string, uint64_t> why;  ///< the beginnings of texts
+  std::map<std::string, uint64_t> why;  ///< by `kind_of`
+  size_t largest_decode = 0;            ///< the most that one decoding asked for at once, in bytes
 };
 
 /// What must never be.
@@ -55,14 +67,14 @@ struct Counts {
   std::_Exit(EXIT_FAILURE);
 }
 
-/// Runs `input`; an exception must have a text.
+/// Runs `input`, and returns the kind of its error, or nothing; an exception must have a text.
 template <typename Input>
-bool survives(Counts& counts, Input input) {
+std::optional<std::string> refusal(Counts& counts, Input input) {
   std::string text;
   try {
     input();
     ++counts.accepted;
-    return true;
+    return std::nullopt;
   } catch (const c10::Error& error) {
     text = error.what_without_backtrace();
   } catch (const std::exception& error) {
@@ -72,8 +84,9 @@ bool survives(Counts& counts, Input input) {
   }
   if (text.empty()) fail("an exception without a text");
   ++counts.refused;
-  ++counts.why[text.substr(0, 60)];
-  return false;
+  std::string kind = kind_of(text);
+  ++counts.why[kind];
+  return kind;
 }
 
 /// Loads all subgraphs of what was read, if that did not happen yet, and computes once on each.
@@ -101,7 +114,7 @@ void try_state(const std::vector<Base>& bases, Dice& dice, Counts& counts) {
   if (!dice.one_in(100)) mutate(state, dice);
   const Origin origin = dice.one_in(8) ? Origin::kTrace : Origin::kFile;
   forget_allocations();
-  const bool decoded = survives(counts, [&] {
+  const auto refused = refusal(counts, [&] {
     if (!dice.one_in(6)) mend_digests(state, !dice.one_in(3));
     const auto once = decode(state, origin);
     const State again = encode(*once.executable, once.wishes);
@@ -118,9 +131,10 @@ void try_state(const std::vector<Base>& bases, Dice& dice, Counts& counts) {
   if (largest_allocation() > kMostOfADecode) {
     fail("a state took " + std::to_string(largest_allocation()) + " bytes at once");
   }
-  if (!decoded || !dice.one_in(4)) return;
+  counts.largest_decode = std::max(counts.largest_decode, largest_allocation());
+  if (refused || !dice.one_in(4)) return;
   Counts of_loads;
-  survives(of_loads, [&] { use(c10::IValue(subgraph::NeuronSubgraph::from_file(state))); });
+  refusal(of_loads, [&] { use(c10::IValue(subgraph::NeuronSubgraph::from_file(state))); });
 }
 
 torch::jit::Module load(const std::string& archive) {
@@ -128,28 +142,35 @@ torch::jit::Module load(const std::string& archive) {
   return torch::jit::load(in);
 }
 
+void load_and_use(const std::string& archive) {
+  const torch::jit::Module module = load(archive);
+  use(module._ivalue());
+}
+
 void try_archive(const std::vector<Base>& bases, const std::vector<std::string>& corpus, Dice& dice,
-                 Counts& counts) {
+                 Counts& counts, Keeper& keeper) {
   std::string archive;
   if (dice.one_in(2)) {
     archive = mutated(dice.of(corpus), dice.of(corpus), dice);
   } else {
     State state = copy_of(dice.of(bases).state);
     Counts not_counted;  // what cannot be saved is no input
-    const bool saved = survives(not_counted, [&] {
+    const auto unsaved = refusal(not_counted, [&] {
       mutate(state, dice);
       if (!dice.one_in(6)) mend_digests(state, !dice.one_in(3));
       archive = archive_with(state);
     });
-    if (!saved) archive = dice.of(corpus);
+    if (unsaved) archive = dice.of(corpus);
   }
   if (const char* path = std::getenv("NEURON_FUZZ_DUMP")) {
     std::ofstream(path, std::ios::binary) << archive;
   }
-  survives(counts, [&] {
-    const torch::jit::Module module = load(archive);
-    use(module._ivalue());
-  });
+  const auto kind = refusal(counts, [&] { load_and_use(archive); });
+  if (kind) keeper.offer(*kind, archive);
+}
+
+void replay(const File& file, Counts& counts) {
+  if (!refusal(counts, [&] { load_and_use(file.data); })) fail(file.name + " was accepted");
 }
 
 void check_mappings(size_t before) {
@@ -157,10 +178,11 @@ void check_mappings(size_t before) {
   if (executable_mappings() > before) fail("something was mapped executable");
 }
 
+/// Tries `number` inputs, by `one(number of the input, dice, counts)`.
 template <typename Try>
-void run(const char* kind, uint64_t number, const Options& options, Try one) {
-  if (!options.only_kind.empty() && options.only_kind != kind) return;
+Counts run(const char* kind, uint64_t number, const Options& options, Try one) {
   Counts counts;
+  if (number == 0 || (!options.only_kind.empty() && options.only_kind != kind)) return counts;
   const auto start = std::chrono::steady_clock::now();
   const size_t mappings = executable_mappings();
   const uint64_t refused = refused_allocations();
@@ -168,7 +190,7 @@ void run(const char* kind, uint64_t number, const Options& options, Try one) {
     if (!options.only_kind.empty() && i != options.only_number) continue;
     now_at(kind, i);
     Dice dice(options.seed, i);
-    one(dice, counts);
+    one(i, dice, counts);
     check_mappings(mappings);
   }
   const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
@@ -183,9 +205,10 @@ void run(const char* kind, uint64_t number, const Options& options, Try one) {
   std::fflush(stdout);
   if (std::getenv("NEURON_FUZZ_SHOW_ERRORS") != nullptr) {
     for (const auto& [text, times] : counts.why) {
-      std::cout << times << "\t" << text.substr(0, text.find('\n')) << "\n";
+      std::cout << times << "\t" << text << std::endl;
     }
   }
+  return counts;
 }
 
 /// The native code of a state is mapped when nothing forbids it, and only then: the spies see it.
@@ -195,10 +218,10 @@ void check_spies(const at::Tensor& library) {
   Counts counts;
   ::setenv("NEURON_EXT_NATIVE_CODE", "deny", 1);
   const auto load_it = [&] { subgraph::NeuronSubgraph::from_file(state); };
-  if (survives(counts, load_it)) fail("a native state was loaded where native code is denied");
+  if (!refusal(counts, load_it)) fail("a native state was loaded where native code is denied");
   check_mappings(before);
   ::unsetenv("NEURON_EXT_NATIVE_CODE");
-  if (survives(counts, load_it)) fail("a library without functions was accepted");
+  if (!refusal(counts, load_it)) fail("a library without functions was accepted");
   if (executable_mappings() <= before || !carried_code_ran()) {
     fail("the spies do not see native code that is mapped");
   }
@@ -213,8 +236,8 @@ void check_nesting(const State& portable) {
     const std::string archive = archive_with(state);
     if (depth == kFine || depth == kTooDeep) {
       Counts counts;
-      const bool loaded = survives(counts, [&] { load(archive); });
-      if (loaded != (depth == kFine)) fail("nested graphs are not limited as they should be");
+      const bool refused = refusal(counts, [&] { load(archive); }).has_value();
+      if (refused != (depth == kTooDeep)) fail("nested graphs are not limited as they should be");
     }
     std::get<5>(state).insert_or_assign(
         "graph", at::from_blob(const_cast<char*>(archive.data()),
@@ -222,31 +245,6 @@ void check_nesting(const State& portable) {
                      .clone());
     mend_digests(state, true);
   }
-}
-
-std::string contents(const std::filesystem::path& path) {
-  std::ifstream in(path, std::ios::binary);
-  std::ostringstream out;
-  out << in.rdbuf();
-  if (!in) throw std::runtime_error("cannot read " + path.string());
-  return out.str();
-}
-
-std::vector<std::string> read_corpus(const std::vector<std::filesystem::path>& paths) {
-  std::vector<std::string> corpus;
-  for (const auto& path : paths) {
-    if (!std::filesystem::is_directory(path)) {
-      corpus.push_back(contents(path));
-      continue;
-    }
-    std::vector<std::filesystem::path> files;
-    for (const auto& entry : std::filesystem::directory_iterator(path)) {
-      if (entry.path().extension() == ".pt") files.push_back(entry.path());
-    }
-    std::sort(files.begin(), files.end());
-    for (const auto& file : files) corpus.push_back(contents(file));
-  }
-  return corpus;
 }
 
 Options parse(int count, char** arguments) {
@@ -265,6 +263,10 @@ Options parse(int count, char** arguments) {
       options.states = std::stoull(value);
     } else if (word == "--archives") {
       options.archives = std::stoull(value);
+    } else if (word == "--replay") {
+      options.replay = value;
+    } else if (word == "--keep") {
+      options.keep = value;
     } else if (word == "--only") {
       const auto colon = value.find(':');
       if (colon == std::string::npos) throw std::invalid_argument("--only takes kind:number");
@@ -279,31 +281,53 @@ Options parse(int count, char** arguments) {
 }
 
 int fuzz(const Options& options) {
+  const auto start = std::chrono::steady_clock::now();
   ::setenv("NEURON_EXT_HOST_CORES", "4", 1);
   ::setenv("NEURON_RT_LOG_LEVEL", "quiet", 1);  // fall backs are warned of
   install_spies(options.seed);
-  const std::string file = contents(NEURON_FUZZ_CARRIED_LIBRARY);
+  const std::string file = read_files(NEURON_FUZZ_CARRIED_LIBRARY).front().data;
   const at::Tensor library =
       at::from_blob(const_cast<char*>(file.data()), {static_cast<int64_t>(file.size())}, at::kByte)
           .clone();
   const std::vector<Base> bases = base_states(library);
-  std::vector<std::string> corpus = read_corpus(options.files);
+  std::vector<std::string> corpus;
+  for (const auto& path : options.files) {
+    for (File& archive : read_files(path)) corpus.push_back(std::move(archive.data));
+  }
   for (const Base& base : bases) {
     if (base.name == "portable") corpus.push_back(archive_with(base.state));
   }
   now_at("corpus", 0);
   for (const std::string& archive : corpus) {
-    use(load(archive)._ivalue());
-    use(load(archive_of(records_of(archive)))._ivalue());
+    load_and_use(archive);
+    load_and_use(archive_of(records_of(archive)));
   }
-  run("state", options.states, options,
-      [&](Dice& dice, Counts& counts) { try_state(bases, dice, counts); });
-  run("archive", options.archives, options,
-      [&](Dice& dice, Counts& counts) { try_archive(bases, corpus, dice, counts); });
+  const auto kept = options.replay.empty() ? std::vector<File>{} : read_files(options.replay);
+  run("kept", kept.size(), options,
+      [&](uint64_t i, Dice&, Counts& counts) { replay(kept[i], counts); });
+  const Counts states =
+      run("state", options.states, options,
+          [&](uint64_t, Dice& dice, Counts& counts) { try_state(bases, dice, counts); });
+  Keeper keeper;
+  const Counts archives =
+      run("archive", options.archives, options, [&](uint64_t, Dice& dice, Counts& counts) {
+        try_archive(bases, corpus, dice, counts, keeper);
+      });
+  if (!options.keep.empty()) keeper.write(options.keep);
   now_at("nesting", 0);
   check_nesting(bases.front().state);
   now_at("spies", 0);
   check_spies(library);
+  const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+  std::printf(
+      "fuzzer: %llu states, %llu archives and %zu kept files, seed %llu, in %.0f s: all accepted "
+      "or "
+      "refused with an error, nothing mapped; at most %zu MB at once in a decoding, %zu MB "
+      "resident\n",
+      static_cast<unsigned long long>(states.accepted + states.refused),
+      static_cast<unsigned long long>(archives.accepted + archives.refused), kept.size(),
+      static_cast<unsigned long long>(options.seed), seconds.count(), states.largest_decode >> 20,
+      most_resident_memory() >> 20);
   return EXIT_SUCCESS;
 }
 
