@@ -84,6 +84,12 @@ TEST(StateThatLies, IsRefusedThoughNobodyKnowsTheField) {
   }
 }
 
+TEST(StateThatLies, IsRefusedForATensorWithoutALength) {
+  const std::string text =
+      refusal("later", at::zeros({2, 2}, at::kByte).to_sparse(), Origin::kFile);
+  EXPECT_NE(text.find("field 'later' is not a dense tensor"), std::string::npos) << text;
+}
+
 TEST(StateThatTellsTheTruth, IsAcceptedWhereverItsTensorsComeFrom) {
   std::vector<uint8_t> memory(100, 7);
   const at::Tensor borrowed = at::from_blob(memory.data() + 1, {99}, at::kByte);

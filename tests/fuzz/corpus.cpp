@@ -16,6 +16,26 @@ std::string contents(const std::filesystem::path& path) {
   return out.str();
 }
 
+/// The first words of `text`, joined by "_", without numbers and what is quoted.
+std::string words(const std::string& text, size_t most) {
+  constexpr size_t kMostLetters = 50;
+  std::string joined;
+  bool quoted = false;
+  for (const char letter : text) {
+    if (letter == '\'' || letter == '"') quoted = !quoted;
+    const char small = letter >= 'A' && letter <= 'Z' ? static_cast<char>(letter + 32) : letter;
+    if (!quoted && small >= 'a' && small <= 'z') {
+      joined += small;
+    } else if (!joined.empty() && joined.back() != '_') {
+      if (--most == 0) break;
+      joined += '_';
+    }
+    if (joined.size() == kMostLetters) break;
+  }
+  while (joined.ends_with('_')) joined.pop_back();
+  return joined;
+}
+
 }  // namespace
 
 std::vector<File> read_files(const std::filesystem::path& path) {
@@ -32,21 +52,14 @@ std::vector<File> read_files(const std::filesystem::path& path) {
 }
 
 std::string kind_of(const std::string& error) {
-  constexpr size_t kMost = 50;
-  std::string kind;
-  bool quoted = false;
-  for (const char letter : error) {
-    if (kind.size() >= kMost) break;
-    if (letter == '\'' || letter == '"') quoted = !quoted;
-    const char small = letter >= 'A' && letter <= 'Z' ? static_cast<char>(letter + 32) : letter;
-    if (!quoted && small >= 'a' && small <= 'z') {
-      kind += small;
-    } else if (!kind.empty() && kind.back() != '_') {
-      kind += '_';
-    }
-  }
-  while (kind.ends_with('_')) kind.pop_back();
-  return kind;
+  constexpr size_t kMostWords = 5;
+  static const std::string field = "field '";
+  const size_t name = error.find(field);
+  if (name == std::string::npos) return words(error, kMostWords);
+  const size_t end = std::min(error.find('\'', name + field.size()), error.size() - 1);
+  return "field_" +
+         words(error.substr(name + field.size(), end - name - field.size()), kMostWords) + "_" +
+         words(error.substr(end + 1), kMostWords);
 }
 
 void Keeper::offer(const std::string& kind, const std::string& archive) {

@@ -113,7 +113,9 @@ at::Tensor hard_tensor(const at::Tensor& now, Dice& dice) {
 }
 
 void change(int64_t& value, Dice& dice) {
-  value = dice.one_in(3) ? value + static_cast<int64_t>(dice.below(3)) - 1 : dice.number();
+  // Unsigned, so that the greatest number has a neighbour, too.
+  const auto near = static_cast<uint64_t>(value) + dice.below(3) - 1;
+  value = dice.one_in(3) ? static_cast<int64_t>(near) : dice.number();
 }
 
 void change(std::string& value, Dice& dice) {

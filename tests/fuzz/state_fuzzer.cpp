@@ -322,11 +322,11 @@ int fuzz(const Options& options) {
   std::printf(
       "fuzzer: %llu states, %llu archives and %zu kept files, seed %llu, in %.0f s: all accepted "
       "or "
-      "refused with an error, nothing mapped; at most %zu MB at once in a decoding, %zu MB "
+      "refused with an error, nothing mapped; at most %zu KB at once in a decoding, %zu MB "
       "resident\n",
       static_cast<unsigned long long>(states.accepted + states.refused),
       static_cast<unsigned long long>(archives.accepted + archives.refused), kept.size(),
-      static_cast<unsigned long long>(options.seed), seconds.count(), states.largest_decode >> 20,
+      static_cast<unsigned long long>(options.seed), seconds.count(), states.largest_decode >> 10,
       most_resident_memory() >> 20);
   return EXIT_SUCCESS;
 }
