@@ -1,5 +1,6 @@
 # make setup    an environment in $(VENV), with the library built into it
 # make test     the C++ tests (plain and under sanitizers), then the Python tests
+# make fuzz     100,000 broken and hostile states and files under sanitizers: half an hour
 # make demo     the examples in Python and in C++
 # make bench    the benchmark suite, a few minutes of it; make bench-full is all of it
 # make lint     everything that reads the sources without running them
@@ -23,10 +24,10 @@ MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
 
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt
-CXX_FILES := $(shell find csrc tests/cpp examples/cpp benchmarks/cpp -name '*.h' -o -name '*.cpp')
+CXX_FILES := $(shell find csrc tests/cpp tests/fuzz examples/cpp benchmarks/cpp -name '*.h' -o -name '*.cpp')
 PYTHON_FILES := $(wildcard neuron_ext tests examples benchmarks setup.py)
 
-.PHONY: setup test test-cpp test-sanitizers test-python demo bench bench-full lint format clean
+.PHONY: setup test test-cpp test-sanitizers test-python fuzz demo bench bench-full lint format clean
 # The order of the steps of `make test` matters: pytest's summary comes last.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -93,6 +94,18 @@ $(CONFIGURE) -S . -B build/$(1) -DNEURON_EXT_SANITIZE=$(2) -DNEURON_EXT_BUILD_TE
   -DCMAKE_BUILD_TYPE=None -DCMAKE_CXX_FLAGS=-O1 $(3) >/dev/null && \
 $(CMAKE) --build build/$(1) --parallel $(MAX_JOBS)
 endef
+
+# `make test` runs some thousands of inputs of another seed, as fuzz_test. The last line is a summary.
+FUZZ_STATES ?= 60000
+FUZZ_ARCHIVES ?= 50000
+FUZZ_SEED ?= 1
+
+fuzz: setup
+	@scripts/system_packages.sh
+	@echo "== fuzzer under AddressSanitizer and UndefinedBehaviorSanitizer, seed $(FUZZ_SEED)"
+	@$(call sanitized_build,asan,address$(comma)undefined,-DPython3_EXECUTABLE=$(abspath $(PY)))
+	@build/asan/tests/fuzz/state_fuzzer --seed $(FUZZ_SEED) --states $(FUZZ_STATES) \
+	  --archives $(FUZZ_ARCHIVES) --replay tests/fuzz/corpus tests/golden
 
 test-python: setup
 	@echo "== Python tests"

@@ -77,7 +77,9 @@ std::vector<TensorSpec> read_specs(const StateReader& reader, const std::string&
   check_length(kind + "_ranks", ranks.size(), dtypes.size());
   const auto shapes = split_by_rank(kind + "_shapes", reader.integers(kind + "_shapes"), ranks);
   const auto names = reader.texts(kind + "_names");
-  if (kind == "input") check_length(kind + "_names", names.size(), dtypes.size());
+  if (kind == "input" || !names.empty()) {
+    check_length(kind + "_names", names.size(), dtypes.size());
+  }
   std::vector<TensorSpec> specs;
   for (size_t i = 0; i < dtypes.size(); ++i) {
     TensorSpec spec{i < names.size() ? names[i] : "", parse_dtype(dtypes_field, dtypes[i]),
@@ -164,6 +166,10 @@ std::vector<ConstantSpec> read_constants(const StateReader& reader, const at::Te
       opaque_at += opaque_sizes[i];
     }
     constants.push_back(std::move(constant));
+  }
+  if (opaque_at != opaque_length) {
+    StateReader::reject("constant_opaque_sizes", "does not fit the ", opaque_length,
+                        " bytes of constants_opaque");
   }
   return constants;
 }

@@ -4,6 +4,7 @@
 #include <vector>
 
 #include "common/sha256.h"
+#include "subgraph/state_reader.h"
 
 namespace neuron::subgraph {
 namespace {
@@ -67,10 +68,14 @@ std::string state_digest(const State& state) {
   canonical.add_bag(int_lists, add);
   canonical.add_bag(string_lists, add);
   canonical.add_bag(tensors, [&](const std::string& name, const at::Tensor& tensor) {
+    // Fields that this version does not know come here without having been looked at.
+    if (tensor.defined() && tensor.layout() != at::kStrided) {
+      StateReader::reject(name, "is not a dense tensor");
+    }
     canonical.add(tensor.defined() ? static_cast<int64_t>(tensor.nbytes()) : -1);
-    // Anything but dense bytes on the CPU is refused by whoever reads the field.
-    if (tensor.defined() && !has_own_digest(name) && tensor.is_cpu() &&
-        tensor.layout() == at::kStrided && tensor.is_contiguous()) {
+    // Anything but contiguous bytes on the CPU is refused by whoever reads the field.
+    if (tensor.defined() && !has_own_digest(name) && tensor.is_cpu() && tensor.is_contiguous()) {
+      if (!lies_in_its_storage(tensor)) StateReader::reject(name, "is longer than its data");
       canonical.add_bytes(tensor);
     }
   });

@@ -12,6 +12,8 @@ constexpr char kDigestField[] = "sha256_state";
 /// SHA-256 over the version and every field but the digest itself, in the order of their names, as
 /// docs/state_format.md says. Of the tensors `code`, `weights` and `graph`, which have digests of
 /// their own among the fields, only the length counts.
+/// @throws std::runtime_error naming a tensor that is not dense, or claims more than its storage
+/// holds.
 std::string state_digest(const State& state);
 
 }  // namespace neuron::subgraph

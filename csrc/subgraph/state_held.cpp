@@ -53,6 +53,7 @@ void read_held(const StateReader& reader, Executable& executable) {
     }
   }
   std::set<int64_t> seen_inputs, seen_outputs;
+  const int64_t held = initial.defined() ? initial.numel() : 0;
   int64_t at = 0;
   for (size_t i = 0; i < state_inputs.size(); ++i) {
     const int64_t input = state_inputs[i];
@@ -72,7 +73,6 @@ void read_held(const StateReader& reader, Executable& executable) {
                           ", which does not fit the state '", to.name, "'");
     }
     const auto element = static_cast<int64_t>(c10::elementSize(to.dtype));
-    const int64_t held = initial.defined() ? initial.numel() : 0;
     if ((sizes[i] != bytes_of(to) && sizes[i] != element) || sizes[i] > held - at) {
       StateReader::reject("state_initial_sizes", "does not fit the ", held,
                           " bytes of state_initial and the state '", to.name, "'");
@@ -80,6 +80,9 @@ void read_held(const StateReader& reader, Executable& executable) {
     executable.aliases.push_back(
         {input, output, initial.defined() ? initial.narrow(0, at, sizes[i]) : at::Tensor()});
     at += sizes[i];
+  }
+  if (at != held) {
+    StateReader::reject("state_initial", "has ", held, " bytes, expected ", at);
   }
 }
 

@@ -10,6 +10,10 @@
 
 namespace neuron::subgraph {
 
+/// Whether a tensor is dense, on the CPU, and within its storage. One of a damaged file may claim a
+/// view that its storage does not hold; nothing may look at the values of such a tensor.
+bool lies_in_its_storage(const at::Tensor& tensor);
+
 /// Reads the named fields of a state, with errors that name them.
 class StateReader {
  public:

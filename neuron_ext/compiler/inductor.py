@@ -288,7 +288,7 @@ def _silent_autotuning() -> Iterator[None]:
 
 @contextlib.contextmanager
 def _hidden_symbols(folder: str) -> Iterator[None]:
-    """Link so that the library exports AOTInductor's C interface and nothing else.
+    """Link so that the library exports AOTInductor's C interface alone, and no stack can execute.
 
     Hundreds of instances of templates are exported otherwise, which is a quarter of the library and
     a third of the time to load it. No configuration reaches the linker.
@@ -307,6 +307,10 @@ def _hidden_symbols(folder: str) -> Iterator[None]:
             arguments = getattr(kwargs.get("BuildOption"), "_passthrough_args", None)
             if isinstance(arguments, list):
                 arguments.append(f"-Wl,--version-script={shlex.quote(str(script))}")
+                # The object that holds constants does not say that it needs no executable stack;
+                # mapping such a library would make every stack of the process executable, and
+                # newer systems refuse to.
+                arguments.append("-Wl,-z,noexecstack")
         return builder(*args, **kwargs)
 
     codecache.CppBuilder = build

@@ -35,7 +35,32 @@ class TensorReader final : public caffe2::serialize::ReadAdapterInterface {
   const at::Tensor bytes_;
 };
 
+/// Counts the graphs that this thread is reading, each inside the one before: a graph may hold a
+/// subgraph, which has a graph. A file could go on like that until the stack is used up.
+class Nesting {
+ public:
+  explicit Nesting(const std::string& name) {
+    if (depth == kMost) {
+      throw std::runtime_error(message("subgraph '", name,
+                                       "' stands inside the portable graphs of ", kMost,
+                                       " others, one in the other: the file is damaged, or "
+                                       "meant to do harm"));
+    }
+    ++depth;
+  }
+  ~Nesting() { --depth; }
+  Nesting(const Nesting&) = delete;
+  Nesting& operator=(const Nesting&) = delete;
+
+ private:
+  static constexpr int kMost = 16;
+  static thread_local int depth;
+};
+
+thread_local int Nesting::depth = 0;
+
 torch::jit::Module read_graph(const Executable& executable, const at::Tensor& graph) {
+  const Nesting nesting(executable.name);
   try {
     auto module = torch::jit::load(std::make_shared<TensorReader>(graph));
     module.eval();
