@@ -18,6 +18,28 @@ constexpr std::chrono::nanoseconds kBrief{200'000};
 
 thread_local int32_t core_of_last_inference = -1;
 
+/// While it lives, the calling thread computes for a core. An inference inside another would wait
+/// for a core while it holds one: with as many of them as there are cores, for ever.
+class Computing {
+ public:
+  Computing() { now_ = true; }
+  ~Computing() { now_ = false; }
+  Computing(const Computing&) = delete;
+  Computing& operator=(const Computing&) = delete;
+
+  static void check_not_nested() {
+    if (!now_) return;
+    throw std::runtime_error(
+        "a subgraph is called inside another one, which computes now: trace the model as a whole, "
+        "or call one traced module after the other from a torch.jit.script module");
+  }
+
+ private:
+  static thread_local bool now_;
+};
+
+thread_local bool Computing::now_ = false;
+
 std::string text_of(const std::exception_ptr& thrown) {
   try {
     std::rethrow_exception(thrown);
@@ -140,6 +162,7 @@ Tensors ReplicaSet::execute_under(Scheduler::Lease& lease, TensorRefs inputs) {
 }
 
 Tensors ReplicaSet::execute(TensorRefs inputs) {
+  Computing::check_not_nested();
   health_.before_inference();
   return settled(inputs, [&] { return execute_once(inputs); });
 }
@@ -180,6 +203,7 @@ Tensors ReplicaSet::execute_once(TensorRefs inputs) {
 
 std::vector<Tensors> ReplicaSet::execute_all(size_t count,
                                              const std::function<Tensors(size_t)>& inputs_of) {
+  Computing::check_not_nested();
   std::vector<Tensors> outputs(count);
   std::exception_ptr failure;
   const auto attempt = [&](size_t chunk, const auto& step) {
@@ -238,6 +262,7 @@ Tensors ReplicaSet::execute_on(int32_t replica, TensorRefs inputs) {
   Slot& slot = *slots_[replica];
   Tensors outputs;
   try {
+    const Computing computing;
     outputs = slot.replica->execute(inputs);
   } catch (...) {
     throw ReplicaError{replica, std::current_exception()};

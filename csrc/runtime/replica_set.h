@@ -28,6 +28,8 @@ class ReplicaSet : public std::enable_shared_from_this<ReplicaSet> {
   /// Computes on the next free replica. Inputs are as `Replica::execute` wants them. What a replica
   /// under suspicion fails at, another does, unless the executable changes its inputs; see
   /// ReplicaHealth.
+  /// @throws std::runtime_error on a thread that computes for a replica already; what the replica
+  /// throws.
   Tensors execute(TensorRefs inputs);
 
   /// Computes `count` chunks on all replicas at once; `inputs_of` makes the inputs of one when its

@@ -26,6 +26,7 @@ def compile_torchscript(
     for is part of ``flat``.
 
     Raises:
+        ValueError: if func calls a traced module.
         RuntimeError: if func cannot be traced, with the tracer's error as the cause.
     """
     graph = trace_graph(flat, tensors)
@@ -58,6 +59,7 @@ def trace_graph(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> torch.Tens
         ) from error
     finally:
         flat.copied_outputs = frozenset()
+    _check_not_nested(flat.name, frozen)
     buffer = io.BytesIO()
     torch.jit.save(frozen, buffer)
     return torch.frombuffer(bytearray(buffer.getbuffer()), dtype=torch.uint8)
@@ -68,6 +70,16 @@ def _freeze(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> Any:
     traced = trace(flat, fresh_inputs(tensors), check_trace=False, strict=False)
     # Freezing wants eval. That changes the traced copy only, in which each layer's mode is settled.
     return torch.jit.freeze(traced.eval())
+
+
+def _check_not_nested(name: str, frozen: Any) -> None:
+    """An inference inside another one would wait for a core while it holds one."""
+    for call in ("forward", "forward_held", "forward_parallel"):
+        if frozen.graph.findAllNodes(f"neuron_ext::{call}"):
+            raise ValueError(
+                f"{name} calls a module that is traced already: trace the model as a whole, or "
+                "call the traced modules one after the other from a torch.jit.script module"
+            )
 
 
 def constant_outputs(frozen: Any) -> frozenset[int]:
