@@ -1,0 +1,180 @@
+"""Processes that scenarios start."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Mapping, Sequence
+from multiprocessing.connection import Connection
+from typing import Any
+
+from stress.harness.options import REPOSITORY
+
+CORES = 4
+_CRASHES = ("Fatal", "terminate called", "Segmentation", "core dumped", "AddressSanitizer")
+
+
+def environment(settings: Mapping[str, object] | None = None) -> dict[str, str]:
+    """For a new process: of this package's settings only ``settings``, and `CORES` cores."""
+    base = {
+        key: value
+        for key, value in os.environ.items()
+        if not key.startswith(("NEURON_RT_", "NEURON_EXT_"))
+    }
+    path = [str(REPOSITORY), *filter(None, [base.get("PYTHONPATH")])]
+    base |= {"PYTHONPATH": os.pathsep.join(path), "NEURON_EXT_HOST_CORES": str(CORES)}
+    base |= {"NEURON_EXT_PROGRESS": "0"}
+    return base | {key: str(value) for key, value in (settings or {}).items()}
+
+
+def run(
+    command: Sequence[object],
+    settings: Mapping[str, object] | None = None,
+    timeout: float = 120.0,
+) -> tuple[int | None, str, str]:
+    """Runs a command to its end: exit status, stdout and stderr. The status is None where it hung;
+    stderr then has the stacks of its threads, if it is a Python process with faulthandler.
+    """
+    # Files, not pipes: a grandchild that lives on would keep a pipe open.
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = subprocess.Popen(
+            [str(word) for word in command],
+            env=environment(settings),
+            stdin=subprocess.DEVNULL,
+            stdout=out,
+            stderr=err,
+        )
+        status: int | None
+        try:
+            status = process.wait(timeout)
+        except subprocess.TimeoutExpired:
+            process.send_signal(signal.SIGABRT)
+            try:
+                process.wait(10)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+            status = None
+        out.seek(0)
+        err.seek(0)
+        return status, out.read(), err.read()
+
+
+def python(*arguments: object) -> list[object]:
+    """The command that runs Python with stacks shown when it crashes."""
+    return [sys.executable, "-X", "faulthandler", *arguments]
+
+
+def crash_in(stderr: str) -> str:
+    """The first line that tells of a crash, or nothing."""
+    return next((line for line in stderr.splitlines() if any(w in line for w in _CRASHES)), "")
+
+
+def _server() -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["torch", "neuron_ext", "stress.harness.nets"])
+    return context
+
+
+server = _server()
+"""Forks processes from one that has imported torch and neuron_ext and used neither."""
+
+
+class ChildEndedError(Exception):
+    """A child ended, or said nothing in time."""
+
+
+class Child:
+    """A process forked by the `server`, in a process group of its own; killed at the end of
+    ``with``.
+
+    Args:
+        target: a function of a module; gets the connection to the parent, and ``arguments``.
+        settings: what its environment has besides.
+        timeout: seconds that it may be silent.
+    """
+
+    def __init__(
+        self,
+        target: Callable[..., None],
+        *arguments: object,
+        settings: Mapping[str, object] | None = None,
+        timeout: float = 120.0,
+    ) -> None:
+        self._timeout = timeout
+        self.connection, theirs = server.Pipe()
+        self.process = server.Process(
+            target=_main, args=(theirs, target, environment(settings), arguments), daemon=False
+        )
+        self.process.start()
+        theirs.close()
+
+    @property
+    def pid(self) -> int:
+        pid = self.process.pid
+        assert pid is not None
+        return int(pid)
+
+    def receive(self) -> Any:
+        """The next thing that the child sends."""
+        if not self.connection.poll(self._timeout):
+            self.process.kill()
+            raise ChildEndedError(f"process {self.pid} said nothing for {self._timeout} s")
+        try:
+            return self.connection.recv()
+        except EOFError:
+            self.process.join(self._timeout)
+            code = self.process.exitcode
+            raise ChildEndedError(f"process {self.pid} ended with {code}") from None
+
+    def send(self, value: object) -> None:
+        self.connection.send(value)
+
+    def kill(self) -> None:
+        """kill -9, and wait until it is gone."""
+        self.process.kill()
+        self.process.join()
+
+    def wait(self) -> int | None:
+        """Its exit status, or None if it does not end; it is killed then."""
+        self.process.join(self._timeout)
+        if self.process.is_alive():
+            self.process.kill()
+            self.process.join()
+            return None
+        return self.process.exitcode
+
+    def wait_for_group(self) -> bool:
+        """Waits for what the child started, too; whether all of it ended in time."""
+        deadline = time.monotonic() + self._timeout
+        while time.monotonic() < deadline:
+            try:
+                os.killpg(self.pid, 0)
+            except ProcessLookupError:
+                return True
+            time.sleep(0.05)
+        os.killpg(self.pid, signal.SIGKILL)
+        return False
+
+    def __enter__(self) -> Child:
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        if self.process.is_alive():
+            self.kill()
+        self.connection.close()
+
+
+def _main(
+    connection: Connection, target: Callable[..., None], env: dict[str, str], arguments: Any
+) -> None:
+    os.setpgid(0, 0)
+    os.environ.clear()
+    os.environ.update(env)
+    tempfile.tempdir = None  # it comes from the environment again
+    target(connection, *arguments)

@@ -1,0 +1,63 @@
+"""Ends the process, showing every stack, when an operation takes longer than it may."""
+
+from __future__ import annotations
+
+import contextlib
+import faulthandler
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+
+STUCK = 86
+"""The exit status of a process that the watchdog ended."""
+_PERIOD = 0.5
+
+
+class Watchdog:
+    """Watches the operations of all threads of this process.
+
+    A thread of Python looks at the operations; should it be stuck itself, because somebody keeps
+    the GIL, the timer of faulthandler ends the process, which needs no GIL.
+    """
+
+    def __init__(self, limit: float) -> None:
+        self._limit = limit
+        self._under_way: dict[int, tuple[str, float]] = {}
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
+
+    def __enter__(self) -> Watchdog:
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._stop.set()
+        self._thread.join()
+        faulthandler.cancel_dump_traceback_later()
+
+    @contextlib.contextmanager
+    def operation(self, name: str) -> Iterator[None]:
+        """Names what the calling thread does in the block, which may take ``limit`` seconds."""
+        me = threading.get_ident()
+        self._under_way[me] = (name, time.monotonic())
+        try:
+            yield
+        finally:
+            del self._under_way[me]
+
+    def _watch(self) -> None:
+        while not self._stop.wait(_PERIOD):
+            faulthandler.dump_traceback_later(self._limit + 10, exit=True, file=sys.stderr)
+            now = time.monotonic()
+            # A copy, made without letting another thread in.
+            for name, since in list(self._under_way.values()):
+                if now - since > self._limit:
+                    print(
+                        f"watchdog: {name} still waits after {now - since:.0f} s",
+                        file=sys.stderr,
+                        flush=True,
+                    )
+                    faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
+                    os._exit(STUCK)
