@@ -16,7 +16,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stress.harness.options import REPOSITORY, SCALES, Options
-from stress.harness.processes import environment, python
+from stress.harness.processes import environment, python, wait_for
 from stress.harness.tally import Outcome, summary
 from stress.harness.watchdog import STUCK
 from stress.scenarios import SCENARIOS
@@ -65,9 +65,7 @@ def run_all(names: list[str], options: Options) -> list[Outcome]:
     for name in names:
         outcomes.append(run_one(name, options))
         last = outcomes[-1]
-        print(
-            f"{name}: {last.done}; {len(last.failures)} failed; {last.seconds:.0f} s", flush=True
-        )
+        print(f"{name}: {last.done}; {len(last.failures)} failed; {last.seconds:.0f} s", flush=True)
     return outcomes
 
 
@@ -89,13 +87,8 @@ def run_one(name: str, options: Options) -> Outcome:
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
-        status: int | None
         try:
-            status = process.wait(longest(name, options))
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGABRT)
-            time.sleep(5)
-            status = None
+            status = wait_for(process, longest(name, options))
         finally:
             kill_session(process)
         log.seek(0)

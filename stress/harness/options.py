@@ -50,7 +50,9 @@ class Options:
 
     def save(self, path: Path) -> None:
         fields = dataclasses.asdict(self)
-        path.write_text(json.dumps({**fields, "folder": str(self.folder), "cache": str(self.cache)}))
+        path.write_text(
+            json.dumps({**fields, "folder": str(self.folder), "cache": str(self.cache)})
+        )
 
     @staticmethod
     def read(path: Path) -> Options:

@@ -8,12 +8,12 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
 
 from stress.harness.options import REPOSITORY
+from stress.harness.patience import PERIOD, wait_until
 
 CORES = 4
 _CRASHES = ("Fatal", "terminate called", "Segmentation", "core dumped", "AddressSanitizer")
@@ -49,20 +49,21 @@ def run(
             stdout=out,
             stderr=err,
         )
-        status: int | None
-        try:
-            status = process.wait(timeout)
-        except subprocess.TimeoutExpired:
-            process.send_signal(signal.SIGABRT)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-            status = None
+        status = wait_for(process, timeout)
         out.seek(0)
         err.seek(0)
         return status, out.read(), err.read()
+
+
+def wait_for(process: subprocess.Popen[bytes], timeout: float) -> int | None:
+    """Its exit status, or None if it does not end: it is told to show its stacks, and killed."""
+    if wait_until(lambda: process.poll() is not None, timeout):
+        return process.returncode
+    process.send_signal(signal.SIGABRT)
+    if not wait_until(lambda: process.poll() is not None, 10):
+        process.kill()
+    process.wait()
+    return None
 
 
 def python(*arguments: object) -> list[object]:
@@ -122,14 +123,13 @@ class Child:
 
     def receive(self) -> Any:
         """The next thing that the child sends."""
-        if not self.connection.poll(self._timeout):
+        if not wait_until(lambda: self.connection.poll(PERIOD), self._timeout):
             self.process.kill()
             raise ChildEndedError(f"process {self.pid} said nothing for {self._timeout} s")
         try:
             return self.connection.recv()
         except EOFError:
-            self.process.join(self._timeout)
-            code = self.process.exitcode
+            code = self.wait()
             raise ChildEndedError(f"process {self.pid} ended with {code}") from None
 
     def send(self, value: object) -> None:
@@ -142,8 +142,7 @@ class Child:
 
     def wait(self) -> int | None:
         """Its exit status, or None if it does not end; it is killed then."""
-        self.process.join(self._timeout)
-        if self.process.is_alive():
+        if not wait_until(lambda: not self.process.is_alive(), self._timeout):
             self.process.kill()
             self.process.join()
             return None
@@ -151,13 +150,16 @@ class Child:
 
     def wait_for_group(self) -> bool:
         """Waits for what the child started, too; whether all of it ended in time."""
-        deadline = time.monotonic() + self._timeout
-        while time.monotonic() < deadline:
+
+        def ended() -> bool:
             try:
                 os.killpg(self.pid, 0)
             except ProcessLookupError:
                 return True
-            time.sleep(0.05)
+            return False
+
+        if wait_until(ended, self._timeout, 0.05):
+            return True
         os.killpg(self.pid, signal.SIGKILL)
         return False
 

@@ -19,6 +19,7 @@ import torch
 import neuron_ext
 from stress.harness import nets
 from stress.harness.options import Options
+from stress.harness.patience import PERIOD, Patience, wait_until
 from stress.harness.processes import CORES
 from stress.harness.tally import Tally, chooser
 from stress.harness.watchdog import Watchdog
@@ -190,13 +191,11 @@ def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
     for thread in threads:
         thread.start()
     seconds = 60 * options.minutes
-    while True:
-        time.sleep(min(1.0, seconds))
-        passed = time.monotonic() - start
-        if passed >= seconds and tally.counted("requests") >= options.requests:
-            break
-        if passed > 3 * seconds + 60:
-            tally.fail(f"{tally.counted('requests')} requests in {passed:.0f} s")
+    patience = Patience(3 * seconds + 60)
+    while time.monotonic() - start < seconds or tally.counted("requests") < options.requests:
+        time.sleep(min(PERIOD, seconds))
+        if patience.over():
+            tally.fail(f"only {tally.counted('requests')} requests in three times the time")
             break
     stage.stop.set()
     for thread in threads:
@@ -215,9 +214,9 @@ def _nothing_stays(stage: _Stage) -> None:
         (status,) = neuron_ext.status(module)
         stage.tally.expect(status.state == "loaded", f"{name!r} is {status.state} in the end")
         wanted += len(status.cores)
-    deadline = time.monotonic() + 60
-    while (models := sum(core.models for core in neuron_ext.core_stats())) != wanted:
-        if time.monotonic() > deadline:
-            stage.tally.fail(f"{models} replicas are loaded in the end, expected {wanted}")
-            return
-        time.sleep(0.01)
+
+    def models() -> int:
+        return sum(core.models for core in neuron_ext.core_stats())
+
+    if not wait_until(lambda: models() == wanted, 60):
+        stage.tally.fail(f"{models()} replicas are loaded in the end, expected {wanted}")
