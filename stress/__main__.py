@@ -1,4 +1,4 @@
-"""``python -m stress`` runs all scenarios and prints a table. The exit status is 1 if one failed."""
+"""``python -m stress`` runs all scenarios and prints a table; exit status 1 if one failed."""
 
 from __future__ import annotations
 

@@ -9,7 +9,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 from stress.harness import cpp
 from stress.harness.options import Options
-from stress.harness.processes import crash_in, python, run as run_process
+from stress.harness.processes import crash_in, python
+from stress.harness.processes import run as run_process
 from stress.harness.tally import Tally, chooser
 from stress.harness.watchdog import Watchdog
 from stress.subjects.exits import EXIT_CODES

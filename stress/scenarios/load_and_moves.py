@@ -181,7 +181,7 @@ def _check(stage: _Stage, name: str, module: torch.nn.Module, choose: random.Ran
 
 
 def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
-    """Ends when both the time is over and the requests are made; three times the time is too long."""
+    """Ends when the time is over and the requests are made; three times the time is too long."""
     stage = _Stage(options, tally, watchdog)
     names = list(stage.modules)
     bodies = [_requests(stage, i, names[i % len(names)]) for i in range(THREADS)]

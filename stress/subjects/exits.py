@@ -41,9 +41,7 @@ def main() -> None:
     for i, event in enumerate(started):
         body = bodies[i % len(bodies)]
         turns = None if kind == "daemon" else choose.randint(1, 40)
-        threading.Thread(
-            target=_repeat, args=(body, event, turns), daemon=kind == "daemon"
-        ).start()
+        threading.Thread(target=_repeat, args=(body, event, turns), daemon=kind == "daemon").start()
     for event in started:
         event.wait()
     time.sleep(choose.random() * 0.2)

@@ -1,0 +1,120 @@
+"""Processes with little of something: each works, or says in one clear error what it lacks."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import shlex
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+
+from stress.harness.options import Options
+from stress.harness.processes import crash_in, python
+from stress.harness.processes import run as run_process
+from stress.harness.tally import Tally
+from stress.harness.watchdog import Watchdog
+
+_AT_ONCE = 2
+_NOWHERE = "/proc/neuron_ext"  # root cannot write there either
+
+
+@dataclasses.dataclass
+class _Case:
+    """One environment, and what must come of it."""
+
+    name: str
+    arguments: Sequence[object]
+    expected: str = "ok or an error"
+    """``ok``, or a text that the error must have, or that either will do."""
+    settings: dict[str, object] = dataclasses.field(default_factory=dict)
+    shell: str = ""
+    """What a shell does before it becomes the process."""
+    slow: bool = False
+
+
+def _cases() -> list[_Case]:
+    one_cpu = min(os.sched_getaffinity(0))
+    cases = [
+        _Case("64 file descriptors", ["files", 64], "ok"),
+        _Case("a stack of 512 kB", ["nothing"], "ok", shell="ulimit -s 512"),
+        _Case(
+            "one CPU", ["nothing"], "ok", shell=f"taskset -cp {one_cpu} $$ >/dev/null", slow=True
+        ),
+        _Case(
+            "a lock folder that cannot be",
+            ["nothing"],
+            _NOWHERE,
+            {"NEURON_EXT_LOCK_DIR": _NOWHERE, "NEURON_RT_NUM_CORES": 1},
+        ),
+        _Case("files of 0 bytes", ["file size", 0], slow=True),
+        _Case(
+            "no home and no cache folder",
+            ["trace"],
+            "ok",
+            {"HOME": _NOWHERE, "XDG_CACHE_HOME": _NOWHERE, "NEURON_EXT_CACHE_DIR": _NOWHERE},
+            slow=True,
+        ),
+        _Case("no temporary folder", ["nothing"], "ok", {"TMPDIR": _NOWHERE}, slow=True),
+        _Case("files of 100 kB", ["file size", 100_000], slow=True),
+        _Case(
+            "/dev/shm is no folder",
+            ["nothing"],
+            "/dev/null",
+            {"NEURON_EXT_LOCK_DIR": "/dev/null", "NEURON_EXT_EXCLUSIVE": 1},
+            slow=True,
+        ),
+    ]
+    cases += [
+        _Case(f"{number} more file descriptors", ["few files", number], slow=True)
+        for number in range(9)
+    ]
+    cases += [
+        _Case(f"{number} MB more, for 100 MB of weights", ["memory", number], slow=number != 90)
+        for number in (20, 60, 90, 110, 150, 220, 300, 400)
+    ]
+    cases += [
+        _Case(f"{number} MB of memory", ["little memory", number], slow=number != 1)
+        for number in (0, 1, 2, 4, 7, 11)
+    ]
+    return cases
+
+
+def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
+    with watchdog.operation("making a large file"):
+        command = python("-m", "stress.subjects.constrained", options.models, "large file")
+        status, _, stderr = run_process(command, timeout=options.wait_limit)
+    if not tally.expect(status == 0, f"the large file: {status}: {stderr[-2000:]}"):
+        return
+    cases = [case for case in _cases() if options.environments or not case.slow]
+
+    def try_one(case: _Case) -> None:
+        _judge(case, options, tally)
+
+    # No operation for the watchdog: each process has a limit of its own.
+    with ThreadPoolExecutor(_AT_ONCE) as pool:
+        list(pool.map(try_one, cases))
+
+
+def _judge(case: _Case, options: Options, tally: Tally) -> None:
+    command = python("-m", "stress.subjects.constrained", options.models, *case.arguments)
+    if case.shell:
+        words = " ".join(shlex.quote(str(word)) for word in command)
+        command = ["bash", "-c", f"{case.shell}; exec {words}"]
+    status, stdout, stderr = run_process(command, case.settings, options.wait_limit)
+    said = stdout.strip()
+    last = f"{said[-1000:]} {stderr[-2000:]}"
+    tally.count("processes")
+    if status is None:
+        tally.fail(f"{case.name}: hung: {last}")
+    elif status != 0 or crash_in(stderr):
+        tally.fail(f"{case.name}: ended with {status}: {last}")
+    elif said == "ok":
+        tally.count("that worked")
+        fits = case.expected in ("ok", "ok or an error")
+        tally.expect(fits, f"{case.name}: worked, expected an error with {case.expected!r}")
+    else:
+        tally.count("that said what they lack")
+        # The name by which C++ and Python programs know that memory ran out is clear enough.
+        clear = said.startswith("error") and (len(said.split()) > 4 or "bad_alloc" in said)
+        fits = case.expected == "ok or an error" or case.expected in said
+        tally.expect(clear and fits, f"{case.name}: {last}, expected {case.expected}")
