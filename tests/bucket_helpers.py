@@ -45,8 +45,8 @@ def make_pooled():
     return Pooled().eval(), {}
 
 
-def config(**options):
-    return neuron_ext.BucketModelConfig(get_kernel, **options)
+def config(kernel=get_kernel, **options):
+    return neuron_ext.BucketModelConfig(kernel, **options)
 
 
 def inputs(rows, batch=2):

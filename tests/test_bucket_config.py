@@ -180,23 +180,6 @@ def test_bad_example_inputs(given, text):
         ({"compiler": "gcc"}, ValueError, "compiler='gcc' is unknown"),
         ({"compiler_args": "--fast"}, ValueError, "--fast"),
         ({"compiler_workdir": ""}, ValueError, "compiler_workdir must be the path"),
-        (
-            {"bucket_config": config(shared_state_buffer=[X])},
-            NotImplementedError,
-            "does not support shared_state_buffer in this version",
-        ),
-        (
-            {
-                "bucket_config": config(
-                    shared_state_buffer_preprocessor=kernel_of(
-                        takes="shapes: List[List[List[int]]], states: List[Tensor], i: Tensor",
-                        returns="states",
-                    )
-                )
-            },
-            NotImplementedError,
-            "does not support shared_state_buffer_preprocessor in this version",
-        ),
     ],
 )
 def test_bad_arguments(options, error, text):
@@ -219,8 +202,8 @@ def test_bad_arguments(options, error, text):
         ((torch.nn.Linear(3, 3), [1]), ValueError, "input_output_aliases, a dict, .* of type list"),
         (
             (torch.nn.Linear(3, 3), {X: 0}),
-            NotImplementedError,
-            "does not support the input_output_aliases that func returned",
+            ValueError,
+            "input_output_aliases has the example input 'input'; expected parameters and buffers",
         ),
     ],
 )

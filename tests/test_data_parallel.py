@@ -278,6 +278,7 @@ def test_a_lazy_module_loads_once_straight_onto_its_cores(tmp_path, ids):
     assert sorted(core for cores in cores_of(parallel) for core in cores) == ids
     models = [core.models for core in torch_neuronx.core_stats()]
     assert models == [int(core in ids) for core in range(CORES)]
+    assert torch.equal(parallel(numbers(5, 2)), affine(numbers(5, 2)))
     del parallel, loaded
     assert [core.models for core in torch_neuronx.core_stats()] == [0] * CORES
 

@@ -31,6 +31,11 @@ def weights_alone(name: str, options: Options) -> Path:
     return _kept(models.traced(name, options), "weights", "save_weights", source=str(source))
 
 
+def separated(name: str, options: Options) -> Path:
+    """The model traced with its weights as tensors in the module."""
+    return _kept(models.traced(name, options), "separated", "save_separated", name=name)
+
+
 def lazy(name: str, options: Options) -> Path:
     """The traced file with its lazy flag set."""
     source = models.traced(name, options)
@@ -70,6 +75,10 @@ def save_plain(target: str, name: str) -> None:
     model, inputs = models.build(name)
     with _quiet(), torch.no_grad():
         torch.jit.save(torch.jit.trace(model, inputs, check_trace=False), target)
+
+
+def save_separated(target: str, name: str) -> None:
+    models.trace_to(name, target, "", inline_weights_to_neff=False)
 
 
 def save_inputs(target: str, name: str) -> None:

@@ -6,17 +6,24 @@
 
 #include <algorithm>
 #include <cerrno>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 #include <fstream>
 #include <iterator>
+#include <limits>
 #include <stdexcept>
+#include <thread>
 #include <utility>
 
 #include "common/message.h"
 
 namespace neuron::runtime {
 namespace {
+
+// The byte of the file that stands for the turn: behind those of all cores.
+constexpr int32_t kTurn = std::numeric_limits<int32_t>::max();
+constexpr auto kLongestTurn = std::chrono::seconds(2);
 
 struct flock byte_of(int32_t core, short type) {
   struct flock range{};
@@ -83,6 +90,24 @@ void CoreLock::open_file() {
                                    join(tried, "; "),
                                    "): set NEURON_EXT_LOCK_DIR to a folder that "
                                    "all processes may write to"));
+}
+
+CoreLock::Turn::~Turn() {
+  if (fd_ < 0) return;
+  struct flock turn = byte_of(kTurn, F_UNLCK);
+  ::fcntl(fd_, F_SETLK, &turn);
+}
+
+CoreLock::Turn CoreLock::turn() {
+  if (fd_ < 0) open_file();
+  const auto end = std::chrono::steady_clock::now() + kLongestTurn;
+  struct flock turn = byte_of(kTurn, F_WRLCK);
+  // Not F_SETLKW, which waits for ever.
+  while (::fcntl(fd_, F_SETLK, &turn) != 0) {
+    if (std::chrono::steady_clock::now() > end) return Turn(-1);
+    std::this_thread::sleep_for(std::chrono::microseconds(200));
+  }
+  return Turn(fd_);
 }
 
 std::optional<CoreHolder> CoreLock::take(const std::vector<int32_t>& cores) {

@@ -5,6 +5,7 @@
 #include <cstdint>
 #include <optional>
 #include <string>
+#include <utility>
 #include <vector>
 
 namespace neuron::runtime {
@@ -28,11 +29,30 @@ struct CoreHolder {
 /// bytes. Not thread-safe.
 class CoreLock {
  public:
+  /// While it lives, no other process chooses cores. Without it, of two that try one core after the
+  /// other, each could be refused because of what the other was about to give back.
+  class Turn {
+   public:
+    Turn(Turn&& other) noexcept : fd_(std::exchange(other.fd_, -1)) {}
+    Turn& operator=(Turn&& other) = delete;
+    ~Turn();
+
+   private:
+    friend class CoreLock;
+    explicit Turn(int fd) noexcept : fd_(fd) {}
+    int fd_;
+  };
+
   /// @param device_name tells the cores of one kind of device from another's. Opens nothing yet.
   explicit CoreLock(std::string device_name) : device_name_(std::move(device_name)) {}
   CoreLock(CoreLock&& other) noexcept;
   CoreLock& operator=(CoreLock&& other) = delete;
   ~CoreLock();
+
+  /// Waits for the other processes that choose cores, each of which takes microseconds. One that is
+  /// stopped meanwhile holds nobody up for longer than two seconds. Must end before this object.
+  /// @throws std::runtime_error if the lock file cannot be used.
+  [[nodiscard]] Turn turn();
 
   /// Reserves all of `cores`, or none and tells who holds one of them.
   /// @throws std::runtime_error if the lock file cannot be used.

@@ -40,17 +40,17 @@ std::vector<std::string> split(const std::string& text, char separator) {
 }
 
 /// NEURON_RT_NUM_CORES: a contiguous run of free cores, else any free ones.
-VisibleCores reserve_free(int32_t count, int32_t device_cores, const std::string& device_name) {
+std::vector<int32_t> reserve_free(int32_t count, int32_t device_cores, CoreLock& lock) {
   if (count > device_cores) {
     throw std::runtime_error(message("NEURON_RT_NUM_CORES=", count,
                                      " asks for more than there are: ", what_exists(device_cores),
                                      "; ask for fewer, or unset it"));
   }
-  CoreLock lock(device_name);
+  const CoreLock::Turn turn = lock.turn();
   for (int32_t start = 0; start + count <= device_cores; ++start) {
     std::vector<int32_t> window(count);
     std::iota(window.begin(), window.end(), start);
-    if (!lock.take(window)) return {std::move(window), std::move(lock)};
+    if (!lock.take(window)) return window;
   }
   std::vector<int32_t> taken;
   std::vector<std::string> holders;
@@ -67,7 +67,7 @@ VisibleCores reserve_free(int32_t count, int32_t device_cores, const std::string
                                      device_cores, " cores are free: ", join(holders, "; "),
                                      "; stop one of these, or ask for fewer cores"));
   }
-  return {std::move(taken), std::move(lock)};
+  return taken;
 }
 
 }  // namespace
@@ -110,16 +110,17 @@ std::vector<int32_t> parse_core_list(const std::string& text, int32_t device_cor
 VisibleCores find_visible_cores(const Settings& settings, int32_t device_cores,
                                 const std::string& device_name) {
   std::vector<int32_t> cores;
+  CoreLock lock(device_name);
   if (settings.visible_cores) {
     cores = parse_core_list(*settings.visible_cores, device_cores);
   } else if (settings.num_cores) {
-    return reserve_free(*settings.num_cores, device_cores, device_name);
+    cores = reserve_free(*settings.num_cores, device_cores, lock);
   } else {
     cores.resize(device_cores);
     std::iota(cores.begin(), cores.end(), 0);
   }
-  CoreLock lock(device_name);
-  if (settings.visible_cores || settings.exclusive) {
+  if (settings.visible_cores || (settings.exclusive && !settings.num_cores)) {
+    const CoreLock::Turn turn = lock.turn();
     if (const auto holder = lock.take(cores)) {
       throw std::runtime_error(message(
           holder->describe(), "; ",

@@ -26,12 +26,17 @@ class BucketModelConfig:
             of tensors for the bucket, padded to its shapes, and a tensor of one whole number: the
             index of the bucket. Where no bucket fits it returns an empty list. ``bucket_kernel`` is
             called here, once.
-        shared_state_buffer: initial values of tensors that all buckets share and update in place.
-            Checked here; `bucket_model_trace` does not support it in this version.
+        shared_state_buffer: initial values of tensors that all buckets share and update in place:
+            dense CPU tensors, one for each state in the ``input_output_aliases`` of the models, in
+            their order and of their dtypes. None where each bucket has a state of its own, or none.
+            The module has copies, as its buffers ``state_0``, ``state_1``, ...
         shared_state_buffer_preprocessor: a function without arguments that returns a TorchScript
-            function of the shapes per bucket (``List[List[List[int]]]``), the buffers and the index
-            tensor, to the tensors for the bucket. Checked here; `bucket_model_trace` does not
-            support it in this version.
+            function. That one takes the shapes of the states of each bucket
+            (``List[List[List[int]]]``: of bucket, state, dimension), the shared buffers and the
+            index tensor of ``bucket_kernel``, and returns what the bucket takes: for each buffer a
+            view of it (slices, reshapes), of the shape that the state has in the model. What it
+            takes depends on the shapes and the index alone. Without it each bucket takes the whole
+            buffers. It has no effect without ``shared_state_buffer``.
         func_kwargs: keyword arguments for ``func`` of `bucket_model_trace`: one dict for all
             buckets, or a list with one dict per bucket. None means none.
 
@@ -80,18 +85,6 @@ class BucketModelConfig:
                 "bucket(s); give one dict per bucket, or one dict for all"
             )
         return [dict(one) for one in self.func_kwargs]
-
-
-def refuse_state(what: str, wanted: bool) -> None:
-    """Raise NotImplementedError if state that is updated in place is ``wanted``.
-
-    The one place that says that buckets do not have it in this version.
-    """
-    if wanted:
-        raise NotImplementedError(
-            f"bucket_model_trace does not support {what} in this version; return the state as an "
-            "output and pass it in again"
-        )
 
 
 def _check_buffers(buffers: Any) -> list[torch.Tensor] | None:

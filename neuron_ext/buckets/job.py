@@ -13,7 +13,7 @@ import torch
 
 from neuron_ext._structure import Map, Node, Seq
 from neuron_ext._trace import TraceParts, trace_parts
-from neuron_ext.buckets.config import refuse_state
+from neuron_ext.buckets.state import SharedSpec
 from neuron_ext.compiler import _compile_lock
 
 
@@ -21,7 +21,8 @@ from neuron_ext.compiler import _compile_lock
 class Job:
     """What is needed to compile bucket ``index`` of ``count``, in this process or another.
 
-    ``seed`` is the same for all buckets, so that they agree on random weights.
+    ``seed`` is the same for all buckets, so that they agree on random weights. ``shared`` is what
+    the states of the model have to agree with; None where they are the bucket's own.
     """
 
     index: int
@@ -33,14 +34,14 @@ class Job:
     compiler_workdir: Path | None
     compiler_args: Sequence[str]
     compiler: str | None
+    shared: SharedSpec | None = None
 
 
 def compile_bucket(job: Job) -> TraceParts:
     """Call func and compile what it returns. The random state of the caller stays as it was.
 
     Raises:
-        ValueError: if func does not return a model and a dict.
-        NotImplementedError: if the dict holds aliases.
+        ValueError: if func does not return a model and a dict, or its states do not fit.
         Whatever func and ``trace`` raise. The bucket is named in each error.
 
     Thread-safe; buckets in one process are compiled one after another.
@@ -48,19 +49,34 @@ def compile_bucket(job: Job) -> TraceParts:
     # The lock: traces in other threads put the process's random state back when they end.
     with _naming(job), _compile_lock, torch.random.fork_rng(devices=[]):
         torch.manual_seed(job.seed)
-        model = _take_model(job.func(**job.kwargs))
+        model, aliases = _take_model(job.func(**job.kwargs))
+        if job.shared is not None:
+            job.shared.check(aliases)
         parts = trace_parts(
             model,
             job.example_inputs,
             compiler_workdir=job.compiler_workdir,
             compiler_args=job.compiler_args,
             compiler=job.compiler,
+            input_output_aliases=aliases,
         )
+        _refuse_inputs(parts)
     inputs = dataclasses.replace(parts.inputs, nodes=tuple(map(_plain, parts.inputs.nodes)))
-    return dataclasses.replace(parts, inputs=inputs)
+    # Without the places in the model: what is kept is the module's own.
+    held = tuple(dataclasses.replace(one, places=[]) for one in parts.held)
+    return dataclasses.replace(parts, inputs=inputs, held=held)
 
 
-def _take_model(returned: Any) -> Callable[..., Any]:
+def _refuse_inputs(parts: TraceParts) -> None:
+    for one in parts.held:
+        if one.position is not None:
+            raise ValueError(
+                f"input_output_aliases has the example input {one.name!r}; expected parameters and "
+                "buffers of the model that func returns: a bucket cannot hold its input"
+            )
+
+
+def _take_model(returned: Any) -> tuple[Callable[..., Any], Mapping[Any, Any]]:
     if not isinstance(returned, tuple) or len(returned) != 2:
         what = (
             f"a tuple of {len(returned)}"
@@ -82,8 +98,7 @@ def _take_model(returned: Any) -> Callable[..., Any]:
             "func must return input_output_aliases, a dict, as the second of two; got an object "
             f"of type {type(aliases).__name__}"
         )
-    refuse_state("the input_output_aliases that func returned", bool(aliases))
-    return model  # type: ignore[no-any-return]
+    return model, aliases or {}
 
 
 @contextlib.contextmanager

@@ -1,7 +1,8 @@
 """The ScriptModule around buckets: it calls the bucket kernel and runs the subgraph of its choice.
 
 Its attributes are ``kernel`` (the scripted bucket kernel) and ``subgraph_0``, ``subgraph_1``, ...
-(the ``NeuronSubgraph`` of each bucket). No Python is left in it.
+(the ``NeuronSubgraph`` of each bucket), and what `neuron_ext.buckets.state` says where there is
+state. No Python is left in it.
 """
 
 from __future__ import annotations
@@ -9,17 +10,26 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, List  # noqa: UP035 (TorchScript knows it by this name)
 
 import torch
 
 from neuron_ext._structure import Inputs, Node, identifier, script_type
-from neuron_ext.compiler.script_module import _TYPE_HOME, _define, _literal, _Writer
+from neuron_ext.buckets.state import BucketState, ModuleState, part_bucket_type
+from neuron_ext.compiler.held import hold
+from neuron_ext.compiler.script_module import (
+    _TYPE_HOME,
+    _attribute,
+    _define,
+    _literal,
+    _Writer,
+)
 
 
 @dataclass(frozen=True)
 class Bucket:
-    """A bucket of a module: its subgraph, the structure of its output, and the shapes it takes.
+    """A bucket of a module: its subgraph, the structure of its output, the shapes it takes, and the
+    state.
 
     ``subgraph`` is None to learn whether the module can be made at all.
     """
@@ -27,10 +37,16 @@ class Bucket:
     subgraph: Any
     output: Node
     shapes: tuple[tuple[int, ...], ...]
+    state: BucketState
 
 
 def build_bucket_module(
-    name: str, kernel: Any, inputs: Inputs, buckets: Sequence[Bucket]
+    name: str,
+    kernel: Any,
+    inputs: Inputs,
+    buckets: Sequence[Bucket],
+    state: ModuleState,
+    keeper: Any = None,
 ) -> torch.jit.ScriptModule:
     """Make the ScriptModule, in eval state.
 
@@ -40,6 +56,8 @@ def build_bucket_module(
             tensor with its index.
         inputs: structure of the call, the same for all buckets.
         buckets: in the order of their index. Their outputs have the same TorchScript type.
+        state: what the module has for the state of its buckets.
+        keeper: the subgraph of ``state.keeper``, if there is one.
 
     Raises:
         RuntimeError: if TorchScript does not accept the structures.
@@ -52,7 +70,17 @@ def build_bucket_module(
     shell = kind()
     shell.kernel = kernel
     for i, bucket in enumerate(buckets):
-        setattr(shell, f"subgraph_{i}", bucket.subgraph)
+        if bucket.state.is_part:
+            setattr(shell, f"part_{i}", part_bucket_type()(bucket.subgraph))
+        else:
+            setattr(shell, f"subgraph_{i}", bucket.subgraph)
+    if keeper is not None:
+        shell.keeper = keeper
+    if state.preprocessor is not None:
+        shell.preprocessor = state.preprocessor
+        shapes = [[list(one) for one in bucket] for bucket in state.shapes]
+        shell.state_shapes = torch.jit.Attribute(shapes, List[List[List[int]]])  # noqa: UP006
+    hold(shell, state.held)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript warns of its own age at each step
         module = torch.jit.script(shell)
@@ -78,10 +106,8 @@ class _BucketWriter(_Writer):
             if i < len(buckets) - 1:
                 self._lines.append(f"if _bucket == {i}:")
                 indent = "    "
-            self._lines += [
-                f"{indent}_outputs = torch.ops.neuron_ext.forward(_tensors, self.subgraph_{i})",
-                f"{indent}return {self._build(bucket.output)}",
-            ]
+            lines = [*_run(i, bucket.state), f"return {self._build(bucket.output)}"]
+            self._lines += [indent + line for line in lines]
         result = script_type(buckets[0].output, self._tuple_type)
         body = "".join(f"    {line}\n" for line in self._lines)
         return f"def forward(self, {arguments}) -> {result}:\n{body}"
@@ -109,6 +135,18 @@ class _BucketWriter(_Writer):
             f"    torch.ops.neuron_ext.refuse({found} + str(len(_tensors))"
             f" + ' tensor(s) and index ' + str(_bucket) + {_literal('; ' + expected)})",
         ]
+
+
+def _run(index: int, state: BucketState) -> list[str]:
+    """The lines that make ``_outputs`` of ``_tensors`` in a bucket."""
+    if not state.names:
+        return [f"_outputs = torch.ops.neuron_ext.forward(_tensors, self.subgraph_{index})"]
+    held = f"[{', '.join(map(_attribute, state.names))}]"
+    subgraph = f"self.subgraph_{index}"
+    if state.is_part:
+        held = f"self.preprocessor(self.state_shapes, {held}, _chosen)"
+        subgraph = f"self.part_{index}.subgraph"
+    return [f"_outputs = torch.ops.neuron_ext.forward_held(_tensors, {held}, {subgraph})"]
 
 
 def _describe(paths: Sequence[str], buckets: Sequence[Bucket]) -> str:

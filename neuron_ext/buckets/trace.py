@@ -13,11 +13,12 @@ import torch
 from neuron_ext import _structure
 from neuron_ext._structure import Const, Inputs, Leaf, Map, Node
 from neuron_ext._trace import State, TraceParts, _make_subgraph, _make_workdir
-from neuron_ext.buckets.config import BucketModelConfig, refuse_state
+from neuron_ext.buckets.config import BucketModelConfig
 from neuron_ext.buckets.job import Job, compile_bucket
 from neuron_ext.buckets.parallel import NotParallelError, pickled_jobs, usable_cpus
 from neuron_ext.buckets.script_module import Bucket, build_bucket_module
 from neuron_ext.buckets.shared_weights import share_weights
+from neuron_ext.buckets.state import place_state, read_shared
 from neuron_ext.buckets.workers import CannotLoadError, compile_in_processes
 from neuron_ext.compiler import _verbosity, check_compiler, quiet
 from neuron_ext.compiler.args import parse_compiler_args
@@ -51,10 +52,12 @@ def bucket_model_trace(
 
     Args:
         func: returns a tuple of a model, which is compiled as ``trace`` does it, and a dict of
-            ``input_output_aliases``, which has to be empty in this version. It is called once per
-            bucket, with the ``func_kwargs`` of that bucket, in the worker. Before each call
-            PyTorch's random state is set to the caller's ``torch.initial_seed()``, so that models
-            with random weights agree.
+            ``input_output_aliases`` from its state tensors, parameters or buffers of the model, to
+            output indices, as ``trace`` takes it. It is called once per bucket, with the
+            ``func_kwargs`` of that bucket, in the worker. Before each call PyTorch's random state
+            is set to the caller's ``torch.initial_seed()``, so that models with random weights
+            agree. With a ``shared_state_buffer`` the states of each model stand for the shared
+            buffers, in their order; else each bucket has a state of its own.
         example_inputs: a list with the example inputs of each bucket, in the order of their index:
             what ``trace`` takes as ``example_inputs``, of the same structure in all.
         bucket_config: how a bucket is chosen.
@@ -64,17 +67,21 @@ def bucket_model_trace(
 
     Returns:
         A ScriptModule in eval mode, with attributes ``kernel`` and, for each bucket,
-        ``subgraph_0``, ``subgraph_1``, ... An input that fits no bucket is a ``ValueError`` that
-        says what came and what the buckets take (out of a ScriptModule TorchScript makes it a
-        ``RuntimeError`` with that text): the kernel returned no tensors, another number of them
-        than the model has inputs, or no index of a bucket.
+        ``subgraph_0``, ``subgraph_1``, ... (``part_0.subgraph`` where bucket 0 takes parts of
+        shared buffers). It holds the state: shared buffers as ``state_0``, ``state_1``, ..., that
+        of bucket 0 alone as ``bucket_0.`` and its name in the model. ``docs/buckets.md`` has the
+        rules. An input that fits no bucket is a ``ValueError`` that says what came and what the
+        buckets take (out of a ScriptModule TorchScript makes it a ``RuntimeError`` with that text):
+        the kernel returned no tensors, another number of them than the model has inputs, or no
+        index of a bucket.
 
     Raises:
         ValueError: for arguments that cannot be used, a ``func`` that does not return what it
-            should, and buckets whose models differ in the names of their arguments or the structure
-            of their outputs.
+            should, buckets whose models differ in the names of their arguments or the structure
+            of their outputs, states that do not fit the ``shared_state_buffer`` in number, dtype or
+            (without a preprocessor) shape, and a preprocessor that does not return views of the
+            buffers in the shapes of the states.
         TypeError: if ``func`` is not callable.
-        NotImplementedError: for state that is updated in place.
         RuntimeError: if a worker ended without a result; and as ``trace``.
         Errors of ``func`` and of ``trace`` come through as they are, with the bucket named.
 
@@ -87,6 +94,7 @@ def bucket_model_trace(
     options = parse_compiler_args(compiler_args)
     workdir = _make_workdir(compiler_workdir)
     seed = torch.initial_seed()
+    shared = read_shared(bucket_config)
     jobs = [
         Job(
             index,
@@ -98,24 +106,35 @@ def bucket_model_trace(
             None if workdir is None else Path(workdir, f"bucket_{index}"),
             options.raw,
             compiler,
+            None if shared is None else shared.spec,
         )
         for index in range(len(examples))
     ]
     with _verbosity(options.verbose):
         all_parts = _compile(jobs)
     inputs = _same_structures(all_parts)
-    states = share_weights([parts.state for parts in all_parts])
+    placed, takes, module_state = place_state(all_parts, shared)
+    states = share_weights(placed)
     name = all_parts[0].name
     buckets = [
         Bucket(
             _make_subgraph(_named(state, f"{name}.bucket_{i}")),
             parts.output,
             tuple(tuple(tensor.shape) for tensor in tensors),
+            takes[i],
         )
         for i, (state, parts, tensors) in enumerate(zip(states, all_parts, examples, strict=True))
     ]
+    keeper = module_state.keeper
     with quiet():
-        return build_bucket_module(name, bucket_config.scripted_kernel, inputs, buckets)
+        return build_bucket_module(
+            name,
+            bucket_config.scripted_kernel,
+            inputs,
+            buckets,
+            module_state,
+            None if keeper is None else _make_subgraph(_named(keeper, f"{name}.state")),
+        )
 
 
 def _check(func: Any, bucket_config: Any) -> None:
@@ -134,11 +153,6 @@ def _check(func: Any, bucket_config: Any) -> None:
             f"bucket_config must be a BucketModelConfig, got {bucket_config!r} of type "
             f"{type(bucket_config).__name__}"
         )
-    refuse_state("shared_state_buffer", bucket_config.shared_state_buffer is not None)
-    refuse_state(
-        "shared_state_buffer_preprocessor",
-        bucket_config.shared_state_buffer_preprocessor is not None,
-    )
 
 
 def _read_examples(example_inputs: Any) -> list[list[torch.Tensor]]:

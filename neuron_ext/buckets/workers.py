@@ -190,7 +190,8 @@ def _without_mappings(parts: TraceParts) -> TraceParts:
     version, ints, strings, int_lists, string_lists, tensors = parts.state
     kept = {name: t if name == "weights" else t.clone() for name, t in tensors.items()}
     state = (version, ints, strings, int_lists, string_lists, kept)
-    return dataclasses.replace(parts, state=state)
+    held = tuple(dataclasses.replace(one, value=one.value.clone()) for one in parts.held)
+    return dataclasses.replace(parts, state=state, held=held)
 
 
 def _start(index: int, folder: str, switches: Switches, running: list[_Worker]) -> None:

@@ -137,7 +137,9 @@ def plan_held(
         held[id(key)].output = outputs[id(key)]
     if not held:
         return None
-    plan_of = tuple(held.values())
+    # Among themselves states are in the order of the aliases.
+    states = iter([held[id(key)] for key in aliases])
+    plan_of = tuple(one if one.output is None else next(states) for one in held.values())
     check_names(plan_of)
     stateful = {one.position for one in plan_of}
     kept = tuple(i for i in range(len(tensors)) if i not in stateful)
