@@ -8,7 +8,6 @@ import datetime
 import os
 import platform
 import signal
-import subprocess
 import sys
 import tempfile
 import time
@@ -16,8 +15,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 from stress.harness.options import REPOSITORY, SCALES, Options
-from stress.harness.processes import environment, python, wait_for
-from stress.harness.tally import Outcome, summary
+from stress.harness.patience import wait_until
+from stress.harness.tally import Outcome, as_json, summary
 from stress.harness.watchdog import STUCK
 from stress.scenarios import SCENARIOS
 
@@ -31,7 +30,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--minutes", type=float, help="of the load scenario")
     parser.add_argument("--only", default="", help=f"with commas, of {', '.join(SCENARIOS)}")
     parser.add_argument("--seed", type=int, help="of the random moments; by default another one")
-    parser.add_argument("--out", type=Path, help="file for the table, in markdown")
+    parser.add_argument("--out", type=Path, help="the table in markdown; and as .json beside")
     parser.add_argument("--cache", type=Path, help="compile cache: build/stress/cache")
     given = parser.parse_args(arguments)
 
@@ -53,6 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
     if given.out is not None:
         given.out.parent.mkdir(parents=True, exist_ok=True)
         given.out.write_text(text)
+        given.out.with_suffix(".json").write_text(as_json(outcomes, described(options)))
     return 1 if any(outcome.failures for outcome in outcomes) else 0
 
 
@@ -71,26 +71,28 @@ def run_all(names: list[str], options: Options) -> list[Outcome]:
 
 def run_one(name: str, options: Options) -> Outcome:
     """Runs a scenario in a process of its own, and in a session, which ends with it."""
+    # Imported when something runs: it takes seconds. What is forked from here has it, and no core.
+    from stress.harness.child import run_scenario
+    from stress.harness.processes import environment, forked
+
     folder = options.folder / name
     folder.mkdir()
-    options.save(folder / "options.json")
     result = folder / "result.json"
     start = time.monotonic()
     print(f"{name} ...", file=sys.stderr, flush=True)
+    sys.stdout.flush()
+    env = environment({"NEURON_EXT_CACHE_DIR": options.cache})
     with open(folder / "log", "w+") as log:
-        process = subprocess.Popen(
-            python("-m", "stress.harness.child", name, folder / "options.json", result),
-            env=environment({"NEURON_EXT_CACHE_DIR": options.cache}),
-            cwd=folder,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
+        process = forked.Process(
+            target=run_scenario, args=(name, options, result, log.fileno(), env)
         )
+        process.start()
         try:
-            status = wait_for(process, longest(name, options))
+            wait_until(lambda: not process.is_alive(), longest(name, options), 0.05)
+            status = process.exitcode
         finally:
-            kill_session(process)
+            kill_session(process.pid)
+            process.join()
         log.seek(0)
         said = log.read().splitlines()
     if result.exists() and status in (0, 1):
@@ -112,15 +114,14 @@ def longest(name: str, options: Options) -> float:
     return 60 * options.minutes * 3 + 1200 if name == "load" else 3600
 
 
-def kill_session(process: subprocess.Popen[bytes]) -> None:
+def kill_session(leader: int) -> None:
     """What a scenario started does not outlive it; only its own session is looked at."""
     for pid in filter(str.isdigit, os.listdir("/proc")):
         try:
-            if os.getsid(int(pid)) == process.pid:
+            if os.getsid(int(pid)) == leader:
                 os.kill(int(pid), signal.SIGKILL)
         except (ProcessLookupError, PermissionError):
             continue
-    process.wait()
 
 
 def described(options: Options) -> list[str]:

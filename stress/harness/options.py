@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 
 REPOSITORY = Path(__file__).resolve().parents[2]
@@ -48,19 +47,6 @@ class Options:
         """The folder of the files that `harness.nets.make_files` made."""
         return self.folder / "models"
 
-    def save(self, path: Path) -> None:
-        fields = dataclasses.asdict(self)
-        path.write_text(
-            json.dumps({**fields, "folder": str(self.folder), "cache": str(self.cache)})
-        )
-
-    @staticmethod
-    def read(path: Path) -> Options:
-        fields = json.loads(path.read_text())
-        return Options(
-            **{**fields, "folder": Path(fields["folder"]), "cache": Path(fields["cache"])}
-        )
-
 
 SCALES = {
     "full": Options(
@@ -92,12 +78,12 @@ SCALES = {
     "smoke": Options(
         minutes=0.02,
         requests=200,
-        cycles=20,
+        cycles=10,
         kills=1,
         traces=False,
         races=1,
         forks=1,
-        exits=2,
+        exits=1,
         cpp_exits=0,
         environments=False,
         native_weights=False,

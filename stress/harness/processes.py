@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import faulthandler
 import multiprocessing
 import os
 import signal
 import subprocess
 import sys
 import tempfile
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.connection import Connection
 from typing import Any
@@ -55,6 +57,52 @@ def run(
         return status, out.read(), err.read()
 
 
+def run_forked(
+    target: Callable[..., None],
+    *arguments: object,
+    settings: Mapping[str, object] | None = None,
+    timeout: float = 120.0,
+) -> tuple[int | None, str, str]:
+    """Like `run`, for a function in a forked process."""
+    with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as err:
+        process = forked.Process(
+            target=_redirected,
+            args=(out.fileno(), err.fileno(), target, environment(settings), arguments),
+        )
+        process.start()
+        status = process.exitcode if wait_until(lambda: not process.is_alive(), timeout) else None
+        if status is None:
+            os.kill(process.pid, signal.SIGABRT)
+            if not wait_until(lambda: not process.is_alive(), 10):
+                process.kill()
+        process.join()
+        out.seek(0)
+        err.seek(0)
+        return status, out.read(), err.read()
+
+
+def _redirected(
+    out: int, err: int, target: Callable[..., None], env: dict[str, str], arguments: Any
+) -> None:
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    faulthandler.enable(2)
+    _take_environment(env)
+    status = 1
+    try:
+        target(*arguments)
+        status = 0
+    except SystemExit as error:
+        status = error.code if isinstance(error.code, int) else 1
+    except Exception:
+        traceback.print_exc()
+    finally:
+        sys.stdout.flush()
+        sys.stderr.flush()
+        # Not through Python's end, which would wait for the thread pool that this was forked from.
+        os._exit(status)
+
+
 def wait_for(process: subprocess.Popen[bytes], timeout: float) -> int | None:
     """Its exit status, or None if it does not end: it is told to show its stacks, and killed."""
     if wait_until(lambda: process.poll() is not None, timeout):
@@ -76,14 +124,10 @@ def crash_in(stderr: str) -> str:
     return next((line for line in stderr.splitlines() if any(w in line for w in _CRASHES)), "")
 
 
-def _server() -> Any:
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["torch", "neuron_ext", "stress.harness.nets"])
-    return context
-
-
-server = _server()
-"""Forks processes from one that has imported torch and neuron_ext and used neither."""
+forked: Any = multiprocessing.get_context("fork")
+"""For processes forked from one that has imported torch and neuron_ext and used neither: an import
+takes seconds, and a run has thousands of processes.
+"""
 
 
 class ChildEndedError(Exception):
@@ -91,8 +135,7 @@ class ChildEndedError(Exception):
 
 
 class Child:
-    """A process forked by the `server`, in a process group of its own; killed at the end of
-    ``with``.
+    """A forked process, in a process group of its own; killed at the end of ``with``.
 
     Args:
         target: a function of a module; gets the connection to the parent, and ``arguments``.
@@ -108,8 +151,8 @@ class Child:
         timeout: float = 120.0,
     ) -> None:
         self._timeout = timeout
-        self.connection, theirs = server.Pipe()
-        self.process = server.Process(
+        self.connection, theirs = forked.Pipe()
+        self.process = forked.Process(
             target=_main, args=(theirs, target, environment(settings), arguments), daemon=False
         )
         self.process.start()
@@ -176,7 +219,11 @@ def _main(
     connection: Connection, target: Callable[..., None], env: dict[str, str], arguments: Any
 ) -> None:
     os.setpgid(0, 0)
+    _take_environment(env)
+    target(connection, *arguments)
+
+
+def _take_environment(env: Mapping[str, str]) -> None:
     os.environ.clear()
     os.environ.update(env)
     tempfile.tempdir = None  # it comes from the environment again
-    target(connection, *arguments)

@@ -94,6 +94,12 @@ def summary(outcomes: list[Outcome], environment: list[str]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def as_json(outcomes: list[Outcome], environment: list[str]) -> str:
+    """The same for programs: every failure, and seconds as numbers."""
+    fields = {"run": environment, "scenarios": [dataclasses.asdict(one) for one in outcomes]}
+    return json.dumps(fields, indent=2) + "\n"
+
+
 def _duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.1f} min"
 

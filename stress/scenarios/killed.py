@@ -93,7 +93,9 @@ class _Place:
 
     def left(self) -> list[str]:
         """Files that should not be there."""
-        found = [str(path) for path in sorted((self.folder / "tmp").rglob("*"))]
+        tmp = (self.folder / "tmp").iterdir()
+        # PyTorch keeps its precompiled headers there, wherever it is told to keep the rest.
+        found = sorted(str(path) for path in tmp if not path.name.startswith("torchinductor_"))
         cache = sorted((self.folder / "cache").glob("*"))
         found += [str(path) for path in cache if path.suffix not in (".entry", ".lock")]
         locks = [path.name for path in (self.folder / "locks").iterdir()]

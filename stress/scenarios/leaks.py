@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import io
+import os
 
 import torch
 
@@ -21,6 +22,12 @@ from stress.harness.watchdog import Watchdog
 
 RESIDENT_SHARE = 0.02
 _WARM_UP = 20
+_POOLS = {
+    "nc": CORES,
+    "neuron-load": max(4, min(16, os.cpu_count() or 1)),
+    "neuron-chunk": 2 * CORES,
+}
+"""The threads that the library keeps: the most of each, as ``docs/design.md`` has them."""
 
 
 def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
@@ -86,9 +93,12 @@ def _compare(first: Held, last: Held, tally: Tally) -> None:
     for what, before, after in (
         ("descriptors", first.descriptors, last.descriptors),
         ("mappings of files", first.file_maps, last.file_maps),
-        ("threads", first.threads, last.threads),
     ):
         tally.expect(after <= before, f"{what}: {before} before, {after} after")
+    for name, number in last.threads.items():
+        # Pools grow with the most that was ever under way at once, and no further.
+        most = max(first.threads.get(name, 0), _POOLS.get(name, 0))
+        tally.expect(number <= most, f"threads {name!r}: {number}, expected at most {most}")
     # The allocator may cut what it has into a few more pieces, but not into more with each cycle.
     tally.expect(
         last.maps <= first.maps * 1.05, f"mappings: {first.maps} before, {last.maps} after"

@@ -14,7 +14,7 @@ from typing import Any
 
 import neuron_ext
 from stress.harness.options import Options
-from stress.harness.processes import CORES, Child, ChildEndedError, server
+from stress.harness.processes import CORES, Child, ChildEndedError, forked
 from stress.harness.tally import Tally, chooser
 from stress.harness.watchdog import Watchdog
 
@@ -62,7 +62,7 @@ def _race(
     what = f"race {i} for {settings}"
     choose = chooser(options, what)
     with tempfile.TemporaryDirectory(dir=options.folder) as locks, contextlib.ExitStack() as stack:
-        barrier = server.Barrier(racers)
+        barrier = forked.Barrier(racers)
         env = {**settings, "NEURON_EXT_LOCK_DIR": locks}
         waiting = [stack.enter_context(Child(_racer, barrier, settings=env)) for _ in range(racers)]
         tally.count("processes", racers)

@@ -19,8 +19,8 @@ import neuron_ext
 from stress.harness import nets
 
 
-def main() -> None:
-    models, what, *numbers = sys.argv[1:]
+def main(models: str, what: str, *numbers: str) -> None:
+    """Does the work; ``numbers`` is the limit, if ``what`` has one."""
     limit = int(numbers[0]) if numbers else 0
     work: Callable[[str], None] = _use_everything
     if what == "files":
@@ -165,4 +165,4 @@ def _load_large(models: str) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(*sys.argv[1:])
