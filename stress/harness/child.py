@@ -42,7 +42,7 @@ def run_scenario(
         if name == "prepare":
             from stress.harness import nets
 
-            nets.make_files(options.models, options.native_weights)
+            nets.make_files(options.models, options.native)
         else:
             scenario = importlib.import_module(f"stress.scenarios.{SCENARIOS[name]}")
             with Watchdog(options.wait_limit) as watchdog:

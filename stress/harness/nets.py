@@ -55,13 +55,16 @@ def save(module: torch.nn.Module, target: object) -> None:
         torch.jit.save(module, target)
 
 
-def make_files(folder: Path, native_weights: bool) -> None:
-    """Traces the models into ``folder``: portable.pt, native.pt, weights.pt (separated ones)."""
+def make_files(folder: Path, native: bool) -> None:
+    """Traces the models into ``folder``: portable.pt, native.pt, weights.pt (separated ones).
+
+    Without ``native``, all of them are portable.
+    """
     folder.mkdir(parents=True)
-    compiler = "inductor" if native_weights else "torchscript"
+    compiler = "inductor" if native else "torchscript"
     for name, traced in (
         ("portable", neuron_ext.trace(Net().eval(), EXAMPLE, compiler="torchscript")),
-        ("native", neuron_ext.trace(Net().eval(), EXAMPLE, compiler="inductor")),
+        ("native", neuron_ext.trace(Net().eval(), EXAMPLE, compiler=compiler)),
         (
             "weights",
             neuron_ext.trace(

@@ -32,8 +32,8 @@ class Options:
     """The same of a C++ program."""
     environments: bool
     """All bad environments, or only the quick ones."""
-    native_weights: bool
-    """Whether the module with separated weights is native code, too."""
+    native: bool
+    """Whether there is native code at all: compiling it takes most of a short run."""
     wait_limit: float = 120.0
     """Seconds that any one operation may take."""
     seed: int = 0
@@ -60,7 +60,7 @@ SCALES = {
         exits=100,
         cpp_exits=100,
         environments=True,
-        native_weights=True,
+        native=True,
     ),
     "quick": Options(
         minutes=0.4,
@@ -73,7 +73,7 @@ SCALES = {
         exits=8,
         cpp_exits=0,
         environments=True,
-        native_weights=True,
+        native=True,
     ),
     "smoke": Options(
         minutes=0.02,
@@ -86,7 +86,7 @@ SCALES = {
         exits=1,
         cpp_exits=0,
         environments=False,
-        native_weights=False,
+        native=False,
     ),
 }
 """``smoke`` is what the tests run: it covers the program, and little else."""
