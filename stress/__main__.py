@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import datetime
+import importlib
 import os
 import platform
 import signal
@@ -71,7 +72,8 @@ def run_all(names: list[str], options: Options) -> list[Outcome]:
 
 def run_one(name: str, options: Options) -> Outcome:
     """Runs a scenario in a process of its own, and in a session, which ends with it."""
-    # Imported when something runs: it takes seconds. What is forked from here has it, and no core.
+    # Takes seconds, once: what is forked from here has torch and neuron_ext, and no core.
+    importlib.import_module("neuron_ext")
     from stress.harness.child import run_scenario
     from stress.harness.processes import environment, forked
 
