@@ -1,4 +1,4 @@
-"""Builds the C++ program of the exit scenario."""
+"""Builds what scenarios need in C++."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import neuron_ext
 from stress.harness.options import REPOSITORY
 
 
-def build(folder: Path) -> Path:
-    """The program, built in ``folder`` with the tools of this environment.
+def build(folder: Path, target: str) -> Path:
+    """The folder with the built ``target`` of ``stress/cpp``, in ``folder``.
 
     Raises:
         RuntimeError: it does not build; the text is what the tools said.
@@ -28,8 +28,8 @@ def build(folder: Path) -> Path:
     build_folder = folder / "cpp"
     configure = [cmake, "-S", REPOSITORY / "stress" / "cpp", "-B", build_folder, "-G", "Ninja"]
     configure += [f"-DCMAKE_MAKE_PROGRAM={ninja}", f"-DCMAKE_PREFIX_PATH={prefixes}"]
-    for command in (configure, [cmake, "--build", build_folder]):
+    for command in (configure, [cmake, "--build", build_folder, "--target", target]):
         done = subprocess.run(list(map(str, command)), capture_output=True, text=True)
         if done.returncode != 0:
-            raise RuntimeError(f"the C++ program does not build: {done.stdout}{done.stderr}")
-    return build_folder / "exits"
+            raise RuntimeError(f"{target} of stress/cpp does not build: {done.stdout}{done.stderr}")
+    return build_folder

@@ -8,6 +8,7 @@ import shlex
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
+from stress.harness import cpp
 from stress.harness.options import Options
 from stress.harness.processes import crash_in, python, run_forked
 from stress.harness.processes import run as run_process
@@ -28,9 +29,28 @@ class _Case:
     expected: str = "ok or an error"
     """``ok``, or a text that the error must have, or that either will do."""
     settings: dict[str, object] = dataclasses.field(default_factory=dict)
+    preload: str = ""
+    """A library of ``stress/cpp`` that is loaded first."""
     shell: str = ""
     """What a shell does before it becomes the process."""
+    mounts: str = ""
+    """What a shell does before, in a mount namespace of its own, which only root can have."""
     slow: bool = False
+
+
+_READ_ONLY = "mount -o remount,bind,ro / && mount -o remount,bind,ro /dev/shm"
+_NO_SHM = """
+keep=$(mktemp -d) && mount --bind /dev $keep && mount -t tmpfs none /dev && touch /dev/null &&
+mount --bind $keep/null /dev/null && touch /dev/urandom && mount --bind $keep/urandom /dev/urandom
+"""
+# Version 1 of cgroups, or 2: a quota of one CPU.
+_QUOTA = """
+cd $(mktemp -d) && echo 100000 > value && echo "100000 100000" > both &&
+if [ -e /sys/fs/cgroup/cpu/cpu.cfs_quota_us ]
+then mount --bind value /sys/fs/cgroup/cpu/cpu.cfs_quota_us
+else mount -t tmpfs none /sys/fs/cgroup && cp both /sys/fs/cgroup/cpu.max
+fi
+"""
 
 
 def _cases() -> list[_Case]:
@@ -66,6 +86,22 @@ def _cases() -> list[_Case]:
         ),
     ]
     cases += [
+        _Case("memory files refused", ["nothing"], "ok", preload="no_memfd", slow=True),
+        _Case(
+            "memory files refused, all files read-only",
+            ["nothing"],
+            "memfd_create",
+            preload="no_memfd",
+            mounts=_READ_ONLY,
+            slow=True,
+        ),
+        _Case("binding to CPUs refused", ["nothing"], "ok", preload="no_affinity", slow=True),
+        _Case("all files read-only", ["nothing"], "ok", mounts=_READ_ONLY, slow=True),
+        _Case("a compile, all files read-only", ["trace"], mounts=_READ_ONLY, slow=True),
+        _Case("no /dev/shm", ["nothing"], "ok", mounts=_NO_SHM, slow=True),
+        _Case("a cgroup's quota of one CPU", ["nothing"], "ok", mounts=_QUOTA, slow=True),
+    ]
+    cases += [
         _Case(f"{number} more file descriptors", ["few files", number], slow=True)
         for number in range(9)
     ]
@@ -90,6 +126,15 @@ def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
         if not tally.expect(status == 0, f"the large file: {status}: {stderr[-2000:]}"):
             return
 
+    if not _mounts_work():
+        tally.note(f"{sum(bool(case.mounts) for case in cases)} that need root were left out")
+        cases = [case for case in cases if not case.mounts]
+    for case in cases:
+        if case.preload:
+            with watchdog.operation(f"building {case.preload}"):
+                folder = cpp.build(options.folder, case.preload)
+            case.settings["LD_PRELOAD"] = folder / f"lib{case.preload}.so"
+
     def try_one(case: _Case) -> None:
         _judge(case, options, tally)
 
@@ -98,14 +143,23 @@ def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
         list(pool.map(try_one, cases))
 
 
+def _mounts_work() -> bool:
+    try:
+        return run_process(["unshare", "-m", "mount", "--bind", "/tmp", "/tmp"])[0] == 0
+    except OSError:
+        return False
+
+
 def _judge(case: _Case, options: Options, tally: Tally) -> None:
     arguments = [str(word) for word in (options.models, *case.arguments)]
-    if case.shell:
+    if case.shell or case.preload or case.mounts:
         command = python("-m", "stress.subjects.constrained", *arguments)
         words = " ".join(shlex.quote(str(word)) for word in command)
-        status, stdout, stderr = run_process(
-            ["bash", "-c", f"{case.shell}; exec {words}"], case.settings, options.wait_limit
-        )
+        first = f"{case.shell}\n" if case.shell else ""
+        if case.mounts:
+            first += f"{{ {case.mounts}\n}} || exit 99\n"
+        shell = [*(["unshare", "-m"] if case.mounts else []), "bash", "-c", f"{first}exec {words}"]
+        status, stdout, stderr = run_process(shell, case.settings, options.wait_limit)
     else:
         status, stdout, stderr = run_forked(
             constrained.main, *arguments, settings=case.settings, timeout=options.wait_limit

@@ -39,7 +39,7 @@ def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
         list(pool.map(end_one, range(options.exits)))
         if options.cpp_exits:
             with watchdog.operation("building the C++ program"):
-                program = cpp.build(options.folder)
+                program = cpp.build(options.folder, "exits") / "exits"
             list(pool.map(end_one_cpp, range(options.cpp_exits)))
 
 
