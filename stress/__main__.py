@@ -29,6 +29,14 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--quick", action="store_true", help="about two minutes of it")
     parser.add_argument("--scale", choices=SCALES, help="full, unless --quick")
     parser.add_argument("--minutes", type=float, help="of the load scenario")
+    numbers = [field.name for field in dataclasses.fields(Options) if field.type == "int"]
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NAME=NUMBER",
+        help=f"another number for one of {', '.join(numbers)}",
+    )
     parser.add_argument("--only", default="", help=f"with commas, of {', '.join(SCENARIOS)}")
     parser.add_argument("--seed", type=int, help="of the random moments; by default another one")
     parser.add_argument("--out", type=Path, help="the table in markdown; and as .json beside")
@@ -42,6 +50,11 @@ def main(arguments: list[str] | None = None) -> int:
     options = SCALES[given.scale or ("quick" if given.quick else "full")]
     if given.minutes is not None:
         options = dataclasses.replace(options, minutes=given.minutes)
+    for setting in given.set:
+        name, _, number = setting.partition("=")
+        if name not in numbers or not number.isdecimal():
+            parser.error(f"--set {setting}: expected NAME=NUMBER, with one of {', '.join(numbers)}")
+        options = dataclasses.replace(options, **{name: int(number)})
     seed = given.seed if given.seed is not None else time.time_ns() % 1_000_000
     cache = (given.cache or REPOSITORY / "build" / "stress" / "cache").resolve()
     cache.mkdir(parents=True, exist_ok=True)

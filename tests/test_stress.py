@@ -98,6 +98,10 @@ assert "FileExistsError" in failure, failure
         with pytest.raises(SystemExit):
             program.main(["--only", "load,nothing"])
         assert "no scenario 'nothing'; there are load," in capsys.readouterr().err
+        for setting in ("cycle=3", "cycles=many", "cycles"):
+            with pytest.raises(SystemExit):
+                program.main(["--set", setting])
+            assert f"--set {setting}: expected NAME=NUMBER" in capsys.readouterr().err
 
 
 def test_the_watchdog_shows_all_stacks_and_ends_the_process():
