@@ -3,6 +3,7 @@
 # make fuzz     100,000 broken and hostile states and files under sanitizers: half an hour
 # make demo     the examples in Python and in C++
 # make bench    the benchmark suite, a few minutes of it; make bench-full is all of it
+# make stress   tries to make it fail, for a quarter of an hour or longer; STRESS=--quick is short
 # make lint     everything that reads the sources without running them
 # make format   rewrites the sources as `make lint` wants them
 # make clean    removes what was built, but not $(VENV)
@@ -24,10 +25,10 @@ MAX_JOBS ?= $(shell nproc)
 export MAX_JOBS
 
 NATIVE := $(shell find csrc cmake -type f) CMakeLists.txt
-CXX_FILES := $(shell find csrc tests/cpp tests/fuzz examples/cpp benchmarks/cpp -name '*.h' -o -name '*.cpp')
-PYTHON_FILES := $(wildcard neuron_ext tests examples benchmarks setup.py)
+CXX_FILES := $(shell find csrc tests/cpp tests/fuzz examples/cpp benchmarks/cpp stress/cpp -name '*.h' -o -name '*.cpp')
+PYTHON_FILES := $(wildcard neuron_ext tests examples benchmarks stress setup.py)
 
-.PHONY: setup test test-cpp test-sanitizers test-python fuzz demo bench bench-full lint format clean
+.PHONY: setup test test-cpp test-sanitizers test-python fuzz demo bench bench-full stress lint format clean
 # The order of the steps of `make test` matters: pytest's summary comes last.
 .NOTPARALLEL:
 .DELETE_ON_ERROR:
@@ -129,6 +130,10 @@ bench: setup $(VENV)/.bench
 
 bench-full: setup $(VENV)/.bench
 	@$(PY) -m benchmarks run --full $(BENCH)
+
+# Prints a table, and writes it to build/stress/summary.md.
+stress: setup
+	@$(PY) -m stress --out build/stress/summary.md $(STRESS)
 
 # The files with locks, for clang's -Wthread-safety: what GUARDED_BY and REQUIRES say is checked there.
 LOCKING := $(shell grep -lE 'Mutex|GUARDED_BY|REQUIRES' -r csrc --include='*.cpp')

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 from typing import Any as _Any
 
 from neuron_ext import experimental
+from neuron_ext._forks import watch_forks as _watch_forks
 from neuron_ext._library import PACKAGE as _PACKAGE
 from neuron_ext._version import __version__
 from neuron_ext.batching import dynamic_batch
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from neuron_ext._trace import trace
     from neuron_ext.buckets import BucketModelConfig, bucket_model_trace
     from neuron_ext.partition import PartitionerConfig, analyze
+
+_watch_forks()
 
 cmake_prefix_path = str(_PACKAGE / "share" / "cmake")
 """For ``CMAKE_PREFIX_PATH``, so that ``find_package(NeuronExt)`` finds the C++ side."""

@@ -187,6 +187,21 @@ assert torch.equal(model(EXAMPLE), expected())
 """
         ends(FORKED + LOADED + code, model_file, CLEAR)
 
+    def test_calls_are_refused_before_they_enter_torchscript(self, ends, model_file):
+        # Its executor has locks that a thread of the parent may have held at the fork.
+        code = """
+batches = torch.jit.load(sys.argv[1])
+neuron_ext.dynamic_batch(batches)
+parallel = neuron_ext.DataParallel(batches)
+for called in (model, torch.jit.script(Pair(model, model)), Pair(model, model), parallel):
+    text = child(lambda: called(EXAMPLE))
+    assert text.startswith(sys.argv[2]), text
+other = torch.jit.script(torch.nn.Identity())
+assert child(lambda: torch.equal(other(EXAMPLE), EXAMPLE) or os._exit(1)) == ""
+assert torch.equal(model(EXAMPLE), expected())
+"""
+        ends(FORKED + LOADED + code, model_file, CLEAR)
+
     def test_while_all_cores_are_busy_too_and_the_parent_goes_on(self, ends, model_file):
         code = """
 for _ in range(5):

@@ -5,8 +5,10 @@
 
 #include <algorithm>
 #include <atomic>
+#include <bit>
 #include <cstdio>
 #include <cstdlib>
+#include <iostream>
 #include <stdexcept>
 #include <thread>
 #include <utility>
@@ -21,6 +23,9 @@ namespace {
 std::atomic<Runtime*> process_runtime{nullptr};
 std::atomic<bool> forked_child{false};
 std::atomic<pid_t> closing_thread{0};  // set at exit
+std::atomic<bool> leaving{false};      // exit() has come to us
+std::atomic<bool> registered_exit{false};
+std::atomic<int32_t> kept_threads{0};  // in exit gates, for ever
 thread_local bool exempt_from_exit_gates = false;
 Mutex making;
 
@@ -77,6 +82,7 @@ Runtime& Runtime::get() {
       if (process_runtime.load(std::memory_order_relaxed) != nullptr) forked_child.store(true);
     });
     on_exit(&Runtime::stop_at_exit, nullptr);
+    registered_exit.store(true);
     runtime = made.release();
     process_runtime.store(runtime, std::memory_order_release);
   }
@@ -166,16 +172,49 @@ ExitGate::Exempt::~Exempt() {
 }
 
 void ExitGate::pass() {
+  thread_local uint32_t passes = 0;
+  if (std::has_single_bit(++passes)) Runtime::register_exit_again();
   const pid_t closing = closing_thread.load(std::memory_order_relaxed);
   if (closing == 0 || closing == ::gettid() || exempt_from_exit_gates) return;
+  kept_threads.fetch_add(1);
   for (;;) ::pause();
 }
 
-/// Native code must not compute while the libraries under it are being torn down.
+void ExitGate::pass_load() {
+  if (leaving.load(std::memory_order_relaxed)) pass();
+}
+
+/// exit() calls last what was registered first, and the first inferences make static objects, in
+/// oneDNN among others. Registered again after those, we come before them. Never often: exit() has
+/// a list of all.
+void Runtime::register_exit_again() {
+  static std::atomic<uint32_t> asked{0};
+  constexpr uint32_t kFirst = 64;
+  if (!registered_exit.load(std::memory_order_relaxed)) return;
+  const uint32_t number = asked.fetch_add(1, std::memory_order_relaxed);
+  if (number < kFirst || std::has_single_bit(number)) on_exit(&Runtime::stop_at_exit, nullptr);
+}
+
+/// Native code must not compute while the libraries under it are being torn down; nor may threads
+/// that ask for more, which are in TorchScript between two inferences.
 void Runtime::stop_at_exit(int status, void* /*unused*/) {
   constexpr auto kPatience = std::chrono::seconds(10);
-  if (close_until(CondVar::Clock::now() + kPatience)) return;
-  log(LogLevel::kError, "a load or an inference still runs at exit; leaving without it");
+  constexpr auto kMoment = std::chrono::milliseconds(50);
+  constexpr auto kNoTime = std::chrono::milliseconds(0);
+  constexpr auto kPeriod = std::chrono::milliseconds(1);
+  if (!exists() || lost_by_fork() || leaving.exchange(true)) return;
+  const bool prepared = closing();
+  if (!close_until(CondVar::Clock::now() + kPatience)) {
+    log(LogLevel::kError, "a load or an inference still runs at exit; leaving without it");
+  } else {
+    // A thread that makes requests comes to a gate within a moment.
+    const auto moment = CondVar::Clock::now() + (prepared ? kNoTime : kMoment);
+    while (kept_threads.load() == 0) {
+      if (CondVar::Clock::now() >= moment) return;
+      std::this_thread::sleep_for(kPeriod);
+    }
+  }
+  std::cout.flush();
   std::fflush(nullptr);
   ::_exit(status);
 }

@@ -40,6 +40,9 @@ class ExitGate {
   ExitGate(const ExitGate&) = delete;
   ExitGate& operator=(const ExitGate&) = delete;
 
+  /// Where threads may hold the lock of Python's interpreter: it keeps them only when that is gone.
+  static void pass_load();
+
   /// While it lives, gates let the calling thread pass: one of the runtime's own, which never
   /// returns to Python, and which `close_until` waits for.
   class Exempt {
@@ -110,7 +113,9 @@ class Runtime {
 
  private:
   friend class CoreClaim;
+  friend class ExitGate;
   static void stop_at_exit(int status, void* unused);
+  static void register_exit_again();
 
   const Settings settings_;
   const std::unique_ptr<Backend> backend_;

@@ -23,8 +23,10 @@ SubgraphHandle NeuronSubgraph::from_trace(const State& state) {
 }
 
 SubgraphHandle NeuronSubgraph::from_file(const State& state) {
+  runtime::ExitGate::pass_load();
   auto handle = make(state, Origin::kFile);
   handle->get()->load_as_wished();
+  runtime::ExitGate::pass_load();
   return handle;
 }
 

@@ -15,7 +15,6 @@ import os
 import pickle
 import signal
 import sys
-import tempfile
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -36,6 +35,7 @@ from neuron_ext.buckets.worker_main import (
     work,
 )
 from neuron_ext.compiler.progress import Progress
+from neuron_ext.compiler.scratch import scratch_folder
 
 _log = logging.getLogger("neuron_ext")
 
@@ -74,9 +74,7 @@ def compile_in_processes(jobs: Sequence[bytes], processes: int, what: str) -> li
     threads = max(1, torch.get_num_threads() // processes)
     switches = Switches.of_this_process(threads)
     with (
-        tempfile.TemporaryDirectory(
-            prefix="neuron_ext-buckets-", ignore_cleanup_errors=True
-        ) as folder,
+        scratch_folder("buckets") as folder,
         Progress(what) as progress,
         _stopping([]) as running,
     ):

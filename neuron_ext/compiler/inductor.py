@@ -16,7 +16,6 @@ import logging
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from neuron_ext.compiler.executable import (
     UnsupportedOperatorsError,
 )
 from neuron_ext.compiler.flat_module import FlatModule, mutated_state_error, public_name
+from neuron_ext.compiler.scratch import scratch_folder
 from neuron_ext.compiler.toolchain import head, tail
 from neuron_ext.compiler.torchscript import trace_graph
 
@@ -223,7 +223,7 @@ def _compile_native(
     workdir: Path | None,
 ) -> NativeCode:
     _require_cpp_compiler()
-    with tempfile.TemporaryDirectory(prefix="neuron_ext-compile-") as folder:
+    with scratch_folder("compile") as folder:
         try:
             files = _compile(flat, program, settings, folder)
         finally:

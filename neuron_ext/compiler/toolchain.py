@@ -6,10 +6,11 @@ import functools
 import platform
 import shutil
 import subprocess
-import tempfile
 import threading
 from pathlib import Path
 from typing import Any
+
+from neuron_ext.compiler.scratch import scratch_folder
 
 # Instruction sets that a compiler emits by itself for -march=native, or that the packed weights of
 # oneDNN depend on, spelled as in the "flags" line of /proc/cpuinfo.
@@ -82,7 +83,7 @@ def wanted_compiler() -> str:
 
 
 def _try_compiler(path: str) -> str | None:
-    with tempfile.TemporaryDirectory(prefix="neuron_ext-probe-") as folder:
+    with scratch_folder("probe") as folder:
         source = Path(folder, "probe.cpp")
         source.write_text(_TRIVIAL_SOURCE)
         command = [

@@ -1,0 +1,1 @@
+"""What the scenarios share: options, models, processes, the watchdog and the report."""

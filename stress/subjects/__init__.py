@@ -1,0 +1,1 @@
+"""Programs that scenarios start, and that end in unusual ways."""
