@@ -3,7 +3,7 @@
 # make fuzz     100,000 broken and hostile states and files under sanitizers: half an hour
 # make demo     the examples in Python and in C++
 # make bench    the benchmark suite, a few minutes of it; make bench-full is all of it
-# make stress   tries to make it fail, for a quarter of an hour or longer; STRESS=--quick is short
+# make stress   tries to make it fail, for an hour or longer, and then does `make fuzz`; STRESS=--quick is short
 # make lint     everything that reads the sources without running them
 # make format   rewrites the sources as `make lint` wants them
 # make clean    removes what was built, but not $(VENV)
@@ -110,7 +110,8 @@ fuzz: setup
 
 test-python: setup
 	@echo "== Python tests"
-	@$(PY) -m pytest
+	@# Most of the time is compilers at work, with one thread each.
+	@$(PY) -m pytest --numprocesses $(MAX_JOBS) --maxprocesses 8 --dist loadfile
 
 demo: setup
 	@echo "== demo: Python"
@@ -134,6 +135,8 @@ bench-full: setup $(VENV)/.bench
 # Prints a table, and writes it to build/stress/summary.md.
 stress: setup
 	@$(PY) -m stress --out build/stress/summary.md $(STRESS)
+	@$(MAKE) --no-print-directory fuzz \
+	  $(if $(findstring --quick,$(STRESS)),FUZZ_STATES=6000 FUZZ_ARCHIVES=2000)
 
 # The files with locks, for clang's -Wthread-safety: what GUARDED_BY and REQUIRES say is checked there.
 LOCKING := $(shell grep -lE 'Mutex|GUARDED_BY|REQUIRES' -r csrc --include='*.cpp')

@@ -6,7 +6,9 @@ a process of their own: ``helpers.run_python``, or the ``fork_server`` fixture.
 
 import gc
 import os
+import tempfile
 
+import helpers_processes
 import pytest
 import torch
 from helpers import EXAMPLE, ForkServer, SmallNet
@@ -19,6 +21,17 @@ CORES = 4
 for _name in [name for name in os.environ if name.startswith(("NEURON_RT_", "NEURON_EXT_"))]:
     del os.environ[_name]
 os.environ["NEURON_EXT_HOST_CORES"] = str(CORES)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _own_temporary_folder(tmp_path_factory):
+    """For what is tested, and core locks: two runs of tests on one machine do not meet."""
+    folder = str(tmp_path_factory.mktemp("tmp"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TMPDIR", folder)
+        patch.setattr(tempfile, "tempdir", folder)
+        patch.setattr(helpers_processes, "LOCK_FOLDER", folder)
+        yield
 
 
 def pytest_configure(config):

@@ -22,6 +22,10 @@ PACKAGE_ROOT = Path(neuron_ext.__file__).resolve().parents[1]
 """The folder that the tested ``neuron_ext`` stands in: a source tree or an installation."""
 
 
+LOCK_FOLDER = None
+"""Where new processes reserve their cores; None is where any process does."""
+
+
 class FullStderr:
     """While open, whoever writes to file descriptor 2 of this process waits until `release`.
 
@@ -68,6 +72,8 @@ def clean_environment(env=None):
     }
     base["PYTHONPATH"] = os.pathsep.join([str(PACKAGE_ROOT), str(TESTS)])
     base["PYTHONDONTWRITEBYTECODE"] = "1"
+    if LOCK_FOLDER is not None:
+        base["NEURON_EXT_LOCK_DIR"] = LOCK_FOLDER
     return {**base, **stringified(env)}
 
 
