@@ -1,11 +1,10 @@
-// Cores that fail, and memory that runs out: what callers see, and what is left.
+// Cores and loads that fail: what callers see, and what is left.
 #include <ATen/ATen.h>
 #include <gtest/gtest.h>
 
 #include <atomic>
-#include <cstdlib>
-#include <new>
-#include <set>
+#include <future>
+#include <semaphore>
 #include <stdexcept>
 #include <string>
 #include <thread>
@@ -13,45 +12,6 @@
 
 #include "stub_backend.h"
 #include "subgraph/operations.h"
-
-namespace {
-
-/// How many allocations of this thread succeed before one fails; negative: all.
-thread_local int64_t allocations_left = -1;
-thread_local bool allocation_failed = false;
-
-void* allocate(std::size_t size) {
-  if (allocations_left == 0) {
-    allocations_left = -1;  // the handling of the failure may allocate
-    allocation_failed = true;
-    throw std::bad_alloc();
-  }
-  if (allocations_left > 0) --allocations_left;
-  if (void* memory = std::malloc(size == 0 ? 1 : size)) return memory;
-  throw std::bad_alloc();
-}
-
-}  // namespace
-
-// For the whole program, libtorch included.
-void* operator new(std::size_t size) {
-  return allocate(size);
-}
-void* operator new[](std::size_t size) {
-  return allocate(size);
-}
-void operator delete(void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory) noexcept {
-  std::free(memory);
-}
-void operator delete(void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
-void operator delete[](void* memory, std::size_t) noexcept {
-  std::free(memory);
-}
 
 namespace neuron::subgraph {
 namespace {
@@ -246,80 +206,73 @@ TEST_F(FaultsTest, ACoreThatDoesNotAnswerIsShownUntilItComesBack) {
   EXPECT_EQ(quarantined(handle), Cores{});
 }
 
-/// Calls `step` with the first, second, ... allocation failing, until it needs no more of them.
-/// `check` is called after each.
-template <typename Step, typename Check>
-int each_allocation_fails(const Step& step, const Check& check) {
-  for (int n = 0;; ++n) {
-    allocation_failed = false;
-    allocations_left = n;
-    try {
-      step();
-    } catch (const std::exception&) {
-      EXPECT_TRUE(allocation_failed) << n;
-    }
-    allocations_left = -1;
-    const bool failed = allocation_failed;
-    check(n);
-    if (!failed) return n;
+/// What is done to a module while its background load is about to fail.
+class LoadAboutToFail : public FaultsTest {
+ protected:
+  void SetUp() override {
+    FaultsTest::SetUp();
+    stub_->on_load = [this](int32_t) {
+      if (attempts_++ > 0) return;
+      loading_.release();
+      fail_.acquire();
+      throw std::runtime_error("the load failed");
+    };
+    handle_ = NeuronSubgraph::from_file(testing::make_state({.async_load = true}));
+    loading_.acquire();
   }
+
+  SubgraphHandle handle_;
+  std::atomic<int> attempts_{0};
+  std::binary_semaphore loading_{0};
+  std::binary_semaphore fail_{0};
+};
+
+TEST_F(LoadAboutToFail, AllWhoWaitAreTold) {
+  std::vector<std::future<std::string>> waiting;
+  for (int i = 0; i < 4; ++i) {
+    waiting.push_back(std::async(std::launch::async, [&]() -> std::string {
+      try {
+        wait({handle_}, std::nullopt);
+      } catch (const std::runtime_error& error) {
+        return error.what();
+      }
+      return "nothing thrown";
+    }));
+  }
+  fail_.release();
+  for (auto& text : waiting) EXPECT_NE(text.get().find("the load failed"), std::string::npos);
+  EXPECT_EQ(status({handle_})[0].state, "failed");
+  EXPECT_EQ(outcome(handle_, 1), "right") << "tried again";
 }
 
-TEST_F(FaultsTest, ALoadSurvivesTheFailureOfEachAllocation) {
-  const auto state = testing::make_state({.placement = {0, 3}});
-  SubgraphHandle handle;
-  const int count = each_allocation_fails([&] { handle = NeuronSubgraph::from_file(state); },
-                                          [&](int n) {
-                                            handle.reset();
-                                            ASSERT_EQ(stub_->alive(), 0) << n;
-                                            for (const auto& core : core_stats())
-                                              ASSERT_EQ(core.models, 0) << n;
-                                          });
-  EXPECT_GT(count, 20);
-  EXPECT_EQ(outcome(replicated(3), 1), "right");
+TEST_F(LoadAboutToFail, AMoveThatCameMeanwhileCounts) {
+  auto moving = std::async(std::launch::async, [&] { set_neuron_cores({handle_}, 2, 2); });
+  fail_.release();
+  moving.get();
+  EXPECT_TRUE(wait({handle_}, std::nullopt));
+  EXPECT_EQ(status({handle_})[0].cores, (Cores{2, 3}));
+  EXPECT_EQ(outcome(handle_, 1), "right");
 }
 
-TEST_F(FaultsTest, AMoveSurvivesTheFailureOfEachAllocation) {
-  const auto handle = replicated(1);
-  Cores cores{0};
-  const int count = each_allocation_fails(
-      [&] {
-        set_neuron_cores({handle}, 1, 2);
-        cores = {1, 2};
-      },
-      [&](int n) {
-        ASSERT_EQ(status({handle})[0].cores, cores) << n;
-        // What computed last may still be letting go of the replicas that were replaced.
-        while (stub_->alive() != static_cast<int>(cores.size())) std::this_thread::yield();
-        ASSERT_EQ(outcome(handle, 1), "right") << n;
-      });
-  EXPECT_GT(count, 5);
-  EXPECT_EQ(cores, (Cores{1, 2}));
+TEST_F(LoadAboutToFail, WhatIsSavedMeanwhileIsWhole) {
+  const State state = handle_->state();
+  fail_.release();
+  const auto again = NeuronSubgraph::from_trace(state);
+  EXPECT_TRUE(status({again})[0].async_load);
+  EXPECT_EQ(outcome(again, 1), "right");
+  EXPECT_NE(outcome(handle_, 1).find("the load failed"), std::string::npos);
 }
 
-TEST_F(FaultsTest, ABackgroundLoadThatCannotBeginLeavesTheModuleUnloaded) {
-  const auto state = testing::make_state({.async_load = true});
-  const int count = each_allocation_fails(
-      [&] {
-        const auto handle = NeuronSubgraph::from_file(state);
-        allocations_left = -1;  // the load itself is another thread's
-        EXPECT_TRUE(wait({handle}, std::nullopt));
-      },
-      [&](int n) {
-        while (stub_->alive() != 0) std::this_thread::yield();
-        for (const auto& core : core_stats()) ASSERT_EQ(core.models, 0) << n;
-      });
-  EXPECT_GT(count, 20);
-}
-
-TEST_F(FaultsTest, AnInferenceSurvivesTheFailureOfEachAllocation) {
-  const auto handle = replicated(2);
-  const auto input = at::ones({2});
-  each_allocation_fails([&] { forward({input}, handle); },
-                        [&](int n) {
-                          for (int i = 0; i < 2; ++i) ASSERT_EQ(outcome(handle, 1), "right") << n;
-                        });
-  EXPECT_EQ(outcome(handle, 1), "right");
+TEST_F(LoadAboutToFail, OneThatIsDroppedLeavesNothing) {
+  handle_.reset();
+  fail_.release();
+  const auto loaded = [] {
+    int64_t models = 0;
+    for (const auto& core : core_stats()) models += core.models;
+    return models;
+  };
+  while (loaded() != 0) std::this_thread::yield();
+  EXPECT_EQ(stub_->loads, 0);
 }
 
 }  // namespace
