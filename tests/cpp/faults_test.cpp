@@ -220,6 +220,10 @@ class LoadAboutToFail : public FaultsTest {
     handle_ = NeuronSubgraph::from_file(testing::make_state({.async_load = true}));
     loading_.acquire();
   }
+  void TearDown() override {
+    handle_.reset();
+    FaultsTest::TearDown();
+  }
 
   SubgraphHandle handle_;
   std::atomic<int> attempts_{0};
