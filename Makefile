@@ -1,5 +1,5 @@
 # make setup    an environment in $(VENV), with the library built into it
-# make test     the C++ tests (plain and under sanitizers), then the Python tests
+# make test     the C++ tests under sanitizers, then the Python tests
 # make fuzz     100,000 broken and hostile states and files under sanitizers: half an hour
 # make demo     the examples in Python and in C++
 # make bench    the benchmark suite, a few minutes of it; make bench-full is all of it
@@ -66,7 +66,7 @@ $(VENV)/.package: setup.py pyproject.toml neuron_ext/_version.py | $(VENV)/.nati
 	@$(PIP) install --no-build-isolation -e .
 	@touch $@
 
-test: setup test-cpp test-sanitizers test-python
+test: setup test-sanitizers test-python
 
 # In the build tree of setup.py, so that the objects are compiled once.
 test-cpp: setup
