@@ -279,7 +279,7 @@ def test_writing_to_an_output_changes_neither_the_model_nor_the_next_outputs(sta
         ((X, "a"), r"example input y is 'a' of type str; expected a tensor"),
         ((X, 3), r"example input y is 3 of type int; expected a tensor.*functools\.partial"),
         ((X, {"k": [X, 2.5]}), r"example input y\['k'\]\[1\] is 2.5 of type float"),
-        ((X, {"k": object()}), r"example input y\['k'\] is of type builtins.object"),
+        ((X, {"k": b"no"}), r"example input y\['k'\] is of type builtins.bytes"),
         ((X, []), r"example input y is an empty list; expected at least one tensor"),
         ((X, ()), r"example input y is an empty tuple"),
         ((X, {"k": {}}), r"example input y\['k'\] is an empty dict"),
