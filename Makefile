@@ -145,9 +145,9 @@ TORCH_INCLUDES = $(shell $(PY) -c 'import importlib.util as u; r = u.find_spec("
 lint: $(VENV)/.dev
 	@echo "== lint"
 	@scripts/system_packages.sh --with-clang
-	@for file in $(LOCKING); do \
+	@printf '%s\n' $(LOCKING) | xargs -n 1 -P $(MAX_JOBS) \
 	  clang++ -std=c++20 -fsyntax-only -Wall -Wextra -Wthread-safety -Werror -Icsrc -Icsrc/include \
-	    $(TORCH_INCLUDES) $$file || exit 1; done
+	    $(TORCH_INCLUDES)
 	@$(BIN)/ruff check $(PYTHON_FILES)
 	@$(BIN)/ruff format --check $(PYTHON_FILES)
 	@$(BIN)/mypy

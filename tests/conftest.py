@@ -62,6 +62,21 @@ def _same_environment_after_each_test():
         torch.set_num_threads(threads)
 
 
+@pytest.fixture(autouse=True)
+def _frozen_modules_are_unloaded(monkeypatch):
+    """PyTorch keeps what a frozen module refers to for ever, if it was scripted in this process."""
+    frozen, freeze = [], torch.jit.freeze
+
+    def freeze_and_note(*args, **kwargs):
+        frozen.append(freeze(*args, **kwargs))
+        return frozen[-1]
+
+    monkeypatch.setattr(torch.jit, "freeze", freeze_and_note)
+    yield
+    for module in frozen:
+        neuron_ext.unload(module)
+
+
 def _models():
     return sum(core.models for core in neuron_ext.core_stats())
 

@@ -76,8 +76,6 @@ def test_frozen_nested_and_scripted(cut_sorter, sorter):
         assert names == {"Sorter_neuron_0", "Sorter_neuron_2"}
         assert_same(module(OTHER), sorter(OTHER).detach() + 1)
         assert_same(loaded(saved_bytes(module))(OTHER), sorter(OTHER).detach() + 1)
-    # What `freeze` makes of a module that was scripted here is kept by PyTorch for ever.
-    neuron_ext.unload(frozen)
 
 
 def test_a_frozen_module_outlives_what_it_was_made_of(sorted_file, sorter, fork_server, tmp_path):

@@ -14,7 +14,7 @@ namespace {
 
 using runtime::TensorRefs;
 using runtime::Tensors;
-using Cores = std::vector<int32_t>;
+using CoreNumbers = std::vector<int32_t>;
 
 /// A subgraph on stub cores of one CPU each, which notes who computes.
 class BorrowedThreadTest : public testing::OnStubCores {
@@ -40,8 +40,8 @@ class BorrowedThreadTest : public testing::OnStubCores {
   bool ran_here() const { return thread_ == std::this_thread::get_id(); }
 
   CondVar::Clock::duration duration_{};
-  Cores ran_on_;
-  Cores bound_to_;
+  CoreNumbers ran_on_;
+  CoreNumbers bound_to_;
   std::thread::id thread_;
 };
 
@@ -52,7 +52,7 @@ TEST_F(BorrowedThreadTest, LongInferencesRunOnTheCallersThreadBoundToTheCore) {
     run(handle);
     EXPECT_TRUE(ran_here());
   }
-  EXPECT_EQ(ran_on_, (Cores{1, 2, 1}));
+  EXPECT_EQ(ran_on_, (CoreNumbers{1, 2, 1}));
   EXPECT_EQ(bound_to_, ran_on_);
 }
 
@@ -78,7 +78,7 @@ TEST_F(BorrowedThreadTest, AnInferenceThatMayBeGivenUpRunsOnTheCoresThread) {
     run(handle);
     EXPECT_FALSE(ran_here());
   }
-  EXPECT_EQ(ran_on_, (Cores{0, 1, 0}));
+  EXPECT_EQ(ran_on_, (CoreNumbers{0, 1, 0}));
   EXPECT_TRUE(bound_to_.empty());
 }
 
