@@ -8,6 +8,7 @@
 #include "subgraph/find_subgraphs.h"
 #include "subgraph/operations.h"
 #include "subgraph/replace_weights.h"
+#include "subgraph/signing.h"
 
 namespace neuron {
 namespace {
@@ -172,6 +173,8 @@ TORCH_LIBRARY(neuron_ext, m) {
         over_subgraphs(subgraph::set_dynamic_batch));
   m.def("replace_weights(Any module, Dict(str, Tensor) weights) -> bool", replace_weights);
   m.def("reset_state(Any module) -> ()", subgraph::reset_state);
+  m.def("sign(Any module, str private_key_file) -> str", over_subgraphs(subgraph::sign));
+  m.def("verify(Any module, str public_keys_file) -> ()", over_subgraphs(subgraph::verify));
   m.def("status", over_subgraphs(status));
   m.def("wait(Any module, float? timeout) -> bool", over_subgraphs(subgraph::wait));
   m.def("unload(Any module) -> ()", over_subgraphs(subgraph::unload));

@@ -20,6 +20,7 @@ from neuron_ext.placement import (
     set_multicore,
     set_neuron_cores,
 )
+from neuron_ext.signing import sign, verify
 from neuron_ext.status import CoreStats, SubgraphStatus, core_stats, status, visible_core_count
 from neuron_ext.weights import move_trace_to_device, replace_weights, reset_state
 
@@ -80,9 +81,11 @@ __all__ = [
     "reset_state",
     "set_multicore",
     "set_neuron_cores",
+    "sign",
     "status",
     "trace",
     "unload",
+    "verify",
     "visible_core_count",
     "wait",
 ]

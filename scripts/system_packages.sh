@@ -1,11 +1,14 @@
 #!/usr/bin/env bash
-# Makes sure that GoogleTest is there, for the C++ unit tests. Installs it where that is possible without a
-# question (root or passwordless sudo, and apt-get), else says what is missing.
+# Makes sure that GoogleTest and OpenSSL's library are there, for the C++ unit tests and those of signatures.
+# Installs them where that is possible without a question (root or passwordless sudo, and apt-get), else says what
+# is missing.
 # With --with-clang also clang, whose -Wthread-safety checks the locking; nothing else needs it.
 set -euo pipefail
 
 missing=()
 [[ -e /usr/include/gtest/gtest.h || -e /usr/local/include/gtest/gtest.h ]] || missing+=(libgtest-dev)
+crypto=$(compgen -G '/usr/lib*/libcrypto.so.3' || compgen -G '/usr/lib/*/libcrypto.so.3' || true)
+[[ -n $crypto ]] || missing+=(libssl3)
 if [[ "${1:-}" == --with-clang ]]; then
   command -v clang++ >/dev/null || missing+=(clang)
 fi

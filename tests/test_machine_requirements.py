@@ -1,43 +1,21 @@
 """Native code runs only where it fits and is allowed; it is not even mapped elsewhere."""
 
+import functools
 import platform
 
 import pytest
 import torch
-from helpers import EXAMPLE, bytes_of, expected, flip_byte, rebuild, save
+from helpers import EXAMPLE, bytes_of, expected, flip_byte, rebuild, run_each, save
 from trace_helpers import assert_same, loaded, native_with_graph, saved_bytes, state_of
 
 import neuron_ext
 
 TORCH = torch.__version__.split("+")[0]
 
-_RUN = """
-result = []
-for path in args:
-    try:
-        module = torch.jit.load(path)
-        assert torch.equal(module(helpers.EXAMPLE), helpers.expected())
-        said = "right"
-    except RuntimeError as error:
-        said = str(error).splitlines()[0]
-    with open("/proc/self/maps") as maps:
-        mapped = {line.split()[4] for line in maps if "memfd:neuron_ext" in line}
-    result.append([said, len(mapped)])
-"""
-
 
 @pytest.fixture
 def run(fork_server):
-    """Loads and runs each file in turn in one new process.
-
-    Returns for each what was said, and how many libraries out of files are mapped by then.
-    """
-
-    def call(*files, **env):
-        answers = fork_server.run("import helpers" + _RUN, *map(str, files), env=env)
-        return [tuple(answer) for answer in answers]
-
-    return call
+    return functools.partial(run_each, fork_server)
 
 
 @pytest.fixture(scope="module")
@@ -167,8 +145,8 @@ def test_an_unknown_value_of_native_code_runs_nothing(three_files, run):
     native, both, _ = three_files
     for value in ("no", ""):
         message = (
-            f"NEURON_EXT_NATIVE_CODE='{value}' is not understood: expected one of allow, deny, "
-            "or unset it"
+            f"NEURON_EXT_NATIVE_CODE='{value}' is not understood: expected one of allow, signed, "
+            "deny, or unset it"
         )
         assert run(native, both, NEURON_EXT_NATIVE_CODE=value) == [(message, 0)] * 2
 

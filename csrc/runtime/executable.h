@@ -5,11 +5,13 @@
 #include <c10/util/SmallVector.h>
 
 #include <cstdint>
+#include <memory>
 #include <string>
 #include <utility>
 #include <vector>
 
 #include "runtime/content.h"
+#include "runtime/signature.h"
 
 namespace neuron::runtime {
 
@@ -78,6 +80,7 @@ struct Executable {
   ContentPtr weights;  ///< kInductor: the constants
   std::vector<ConstantSpec> constants;
   ContentPtr graph;  ///< kTorchScript, and a fall back for kInductor: a TorchScript archive
+  std::shared_ptr<SignatureSlot> signature = std::make_shared<SignatureSlot>();  ///< never null
 
   /// How many inputs come from the caller.
   size_t user_inputs() const { return inputs.size() - static_cast<size_t>(held_inputs); }

@@ -100,10 +100,21 @@ Settings Settings::from_environment() {
   return settings;
 }
 
-bool native_code_allowed() {
+NativeCode native_code_policy() {
   const auto value = read("NEURON_EXT_NATIVE_CODE");
-  if (!value) return true;
-  return parse_choice<bool>("NEURON_EXT_NATIVE_CODE", *value, {{"allow", true}, {"deny", false}});
+  if (!value) return NativeCode::kAllow;
+  return parse_choice<NativeCode>("NEURON_EXT_NATIVE_CODE", *value,
+                                  {{"allow", NativeCode::kAllow},
+                                   {"signed", NativeCode::kSigned},
+                                   {"deny", NativeCode::kDeny}});
+}
+
+std::string trusted_keys_file() {
+  const auto value = read("NEURON_EXT_TRUSTED_KEYS");
+  if (value && !value->empty()) return *value;
+  throw std::runtime_error(
+      "NEURON_EXT_NATIVE_CODE=signed needs NEURON_EXT_TRUSTED_KEYS: set it to a PEM file of the "
+      "Ed25519 public keys whose native code may run");
 }
 
 bool validate_hash() {

@@ -29,9 +29,15 @@ struct Settings {
   static Settings from_environment();
 };
 
-/// NEURON_EXT_NATIVE_CODE, read at each load: false if it is "deny".
+enum class NativeCode { kAllow, kSigned, kDeny };
+
+/// NEURON_EXT_NATIVE_CODE, read at each load: whose native code may run. kAllow if unset.
 /// @throws std::runtime_error on junk.
-bool native_code_allowed();
+NativeCode native_code_policy();
+
+/// NEURON_EXT_TRUSTED_KEYS, read at each load if the policy is kSigned: a file of public keys.
+/// @throws std::runtime_error if unset.
+std::string trusted_keys_file();
 
 /// NEURON_RT_VALIDATE_HASH, read at each load.
 /// @throws std::runtime_error on junk.

@@ -12,6 +12,7 @@
 #include "subgraph/state_digest.h"
 #include "subgraph/state_held.h"
 #include "subgraph/state_reader.h"
+#include "subgraph/state_signature.h"
 
 namespace neuron::subgraph {
 namespace {
@@ -272,6 +273,7 @@ Decoded decode(const State& state, Origin origin) {
     StateReader::reject(kDigestField,
                         "is not the digest of the other fields: some of them changed");
   }
+  read_signature(state, reader, *executable);
   decoded.executable = std::move(executable);
   return decoded;
 }
@@ -353,6 +355,7 @@ State encode(const Executable& executable, const Wishes& wishes) {
   write_content("code", executable.code);
   write_content("weights", executable.weights);
   write_content("graph", executable.graph);
+  write_signature(executable, state);
   strings.insert(kDigestField, state_digest(state));
   return state;
 }

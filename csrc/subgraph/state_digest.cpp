@@ -1,6 +1,8 @@
 #include "subgraph/state_digest.h"
 
 #include <algorithm>
+#include <set>
+#include <utility>
 #include <vector>
 
 #include "common/sha256.h"
@@ -12,6 +14,9 @@ namespace {
 /// Collects what is hashed: numbers as eight little-endian bytes, texts after their length.
 class Canonical {
  public:
+  /// @param left_out names of fields that do not count.
+  explicit Canonical(std::set<std::string> left_out) : left_out_(std::move(left_out)) {}
+
   void add(int64_t number) {
     for (int shift = 0; shift < 64; shift += 8) {
       bytes_ += static_cast<char>(static_cast<uint64_t>(number) >> shift & 0xff);
@@ -36,7 +41,7 @@ class Canonical {
   void add_bag(const c10::Dict<std::string, Value>& bag, AddValue add_value) {
     std::vector<std::string> names;
     for (const auto& entry : bag) {
-      if (entry.key() != kDigestField) names.push_back(entry.key());
+      if (!left_out_.contains(entry.key())) names.push_back(entry.key());
     }
     std::sort(names.begin(), names.end());
     add(static_cast<int64_t>(names.size()));
@@ -49,6 +54,7 @@ class Canonical {
   std::string sha256() const { return sha256_hex(bytes_.data(), bytes_.size()); }
 
  private:
+  const std::set<std::string> left_out_;
   std::string bytes_;
 };
 
@@ -56,11 +62,9 @@ bool has_own_digest(const std::string& name) {
   return name == "code" || name == "weights" || name == "graph";
 }
 
-}  // namespace
-
-std::string state_digest(const State& state) {
+std::string digest_without(const State& state, std::set<std::string> left_out) {
   const auto& [version, ints, strings, int_lists, string_lists, tensors] = state;
-  Canonical canonical;
+  Canonical canonical(std::move(left_out));
   const auto add = [&](const std::string&, const auto& value) { canonical.add(value); };
   canonical.add(version);
   canonical.add_bag(ints, add);
@@ -80,6 +84,17 @@ std::string state_digest(const State& state) {
     }
   });
   return canonical.sha256();
+}
+
+}  // namespace
+
+std::string state_digest(const State& state) {
+  return digest_without(state, {kDigestField});
+}
+
+std::string signed_digest(const State& state) {
+  return digest_without(state, {kDigestField, kSignatureField, kSignerField, "lazy_load",
+                                "async_load", "dynamic_batch", "start_nc", "nc_count"});
 }
 
 }  // namespace neuron::subgraph

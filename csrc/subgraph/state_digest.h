@@ -16,4 +16,12 @@ constexpr char kDigestField[] = "sha256_state";
 /// holds.
 std::string state_digest(const State& state);
 
+/// The fields of a signature: strings.
+constexpr char kSignatureField[] = "signature";
+constexpr char kSignerField[] = "signer";
+
+/// The same over what a signature vouches for: all but the digest, the signature, and what users
+/// change of a module that they were given: its flags and its placement.
+std::string signed_digest(const State& state);
+
 }  // namespace neuron::subgraph

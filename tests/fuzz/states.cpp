@@ -155,6 +155,11 @@ std::vector<Base> base_states(const at::Tensor& carried_library) {
   bases.push_back({"portable", subgraph::encode(portable(), {})});
   bases.push_back({"held", subgraph::encode(held(), {true, false, false, {1, 1}})});
 
+  Executable with_signature = portable();
+  with_signature.signature->set({subgraph::signed_digest(subgraph::encode(with_signature, {})),
+                                 std::string(64, 'b'), std::string(128, 'c')});
+  bases.push_back({"signed", subgraph::encode(with_signature, {})});
+
   Executable elsewhere = native(carried_library);
   elsewhere.requirements.arch = "pdp11";
   bases.push_back(

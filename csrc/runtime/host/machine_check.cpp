@@ -14,6 +14,15 @@
 namespace neuron::runtime::host {
 namespace {
 
+/// A setting that does not work is no fault of the caller.
+std::vector<std::string> read_trusted_keys(const std::string& file) {
+  try {
+    return read_public_keys(file);
+  } catch (const std::invalid_argument& error) {
+    throw std::runtime_error(message("NEURON_EXT_TRUSTED_KEYS: ", error.what()));
+  }
+}
+
 std::string machine_arch() {
   utsname names{};
   return ::uname(&names) == 0 ? names.machine : "unknown";
@@ -46,12 +55,30 @@ std::string obstacle(const Requirements& needs) {
                  "); it needs ", join(needs.cpu_features));
 }
 
+/// Why the native code may not run, or nothing.
+std::string prohibition(const Executable& executable) {
+  switch (native_code_policy()) {
+    case NativeCode::kAllow:
+      return "";
+    case NativeCode::kSigned: {
+      const std::string file = trusted_keys_file();
+      const std::string reason = distrust(executable, read_trusted_keys(file));
+      if (reason.empty()) return "";
+      return message("NEURON_EXT_NATIVE_CODE=signed with NEURON_EXT_TRUSTED_KEYS='", file,
+                     "' forbids it, since ", reason);
+    }
+    case NativeCode::kDeny:
+      break;
+  }
+  return "NEURON_EXT_NATIVE_CODE=deny forbids native code";
+}
+
 }  // namespace
 
 Format choose_format(const Executable& executable) {
   if (executable.format != Format::kInductor) return executable.format;
-  std::string reason = native_code_allowed() ? obstacle(executable.requirements)
-                                             : "NEURON_EXT_NATIVE_CODE=deny forbids native code";
+  std::string reason = prohibition(executable);
+  if (reason.empty()) reason = obstacle(executable.requirements);
   if (reason.empty()) return Format::kInductor;
   if (executable.graph != nullptr) {
     log(LogLevel::kWarning, message("subgraph '", executable.name,
