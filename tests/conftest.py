@@ -42,9 +42,16 @@ def pytest_configure(config):
 
 @pytest.fixture(scope="session", autouse=True)
 def _compile_cache(tmp_path_factory):
-    """One compile cache for all tests and the processes that they start, and not the user's."""
+    """One compile cache for all tests and the processes that they start, and not the user's.
+
+    What TorchInductor finds out about the C++ compiler, in half a minute, is shared by all that the
+    tests run in: it is safe among processes.
+    """
     folder = tmp_path_factory.mktemp("cache")
+    workers = "PYTEST_XDIST_WORKER" in os.environ
+    shared = tmp_path_factory.getbasetemp().parent if workers else folder
     with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TORCHINDUCTOR_CACHE_DIR", str(shared / "torchinductor"))
         patch.setenv("NEURON_EXT_CACHE_DIR", str(folder / "neuron_ext"))
         # The same folder for the processes, which get no NEURON_EXT_ variable.
         patch.setenv("XDG_CACHE_HOME", str(folder))

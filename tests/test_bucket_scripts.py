@@ -98,6 +98,7 @@ from neuron_ext.buckets import trace
 
 if __name__ == "__main__":
     trace.usable_cpus = lambda: 2
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in a shell's background
     try:
         trace_buckets(wait_for_ever, configuration=each(sys.argv[1]))
     finally:

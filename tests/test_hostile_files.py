@@ -39,7 +39,8 @@ def outcome(data):
         got = module(helpers.EXAMPLE) if run_it else helpers.expected()
         return "right" if torch.equal(got, helpers.expected()) else f"wrong: {got}"
     except Exception as error:
-        return "error: " + str(error).strip().splitlines()[0]
+        # Without a text where PyTorch quotes bytes that this Python cannot take for one.
+        return "error: " + (str(error).strip() or repr(error)).splitlines()[0]
 
 path, changes, run_it, warm_up = args
 if warm_up:  # whatever the first load of any file maps

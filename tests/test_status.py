@@ -49,12 +49,13 @@ class TestStatus:
                 dynamic_batch=False,
                 executions=[2, 1, 1],
                 error="",
+                quarantined=[],
             )
         ]
 
     def test_of_a_fresh_trace(self):
         assert neuron_ext.status(trace_small_net()) == [
-            SubgraphStatus("SmallNet", "unloaded", [], -1, -1, False, False, False, [], "")
+            SubgraphStatus("SmallNet", "unloaded", [], -1, -1, False, False, False, [], "", [])
         ]
 
     def test_of_a_failed_module_holds_the_error_as_it_was_raised(self):

@@ -19,13 +19,20 @@ from typing import Any
 import torch
 
 from neuron_ext._structure import Inputs
+from neuron_ext._subgraphs import find_subgraphs
 from neuron_ext.compiler.args import CompilerOptions
 from neuron_ext.compiler.executable import (
     CompiledExecutable,
     CompilerUnusableError,
     UnsupportedOperatorsError,
 )
-from neuron_ext.compiler.flat_module import FlatModule, fresh_inputs, run_once, warn_of_training
+from neuron_ext.compiler.flat_module import (
+    FlatModule,
+    fresh_inputs,
+    nesting_refused,
+    run_once,
+    warn_of_training,
+)
 from neuron_ext.compiler.held import HeldPlan
 from neuron_ext.compiler.held_module import HeldModule
 from neuron_ext.compiler.progress import Progress
@@ -182,6 +189,9 @@ def _refusal(
 
 def _script_problem(flat: FlatModule) -> str | None:
     scripted = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
+    modules = [part for part in flat.modules() if isinstance(part, torch.jit.ScriptModule)]
+    if any(find_subgraphs(module) for module in modules):
+        raise nesting_refused(flat.name)
     if isinstance(flat.func, scripted) or any(
         isinstance(part, scripted) for part in flat.modules()
     ):

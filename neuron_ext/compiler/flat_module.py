@@ -333,3 +333,11 @@ def warn_of_training(func: Callable[..., Any], modules: Sequence[torch.nn.Module
             callable_name(func),
             ", ".join(active),
         )
+
+
+def nesting_refused(name: str) -> ValueError:
+    """An inference inside another one would wait for a core while it holds one."""
+    return ValueError(
+        f"{name} calls a module that is traced already: trace the model as a whole, or call the "
+        "traced modules one after the other from a torch.jit.script module"
+    )

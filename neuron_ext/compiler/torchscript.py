@@ -11,7 +11,7 @@ import torch
 
 from neuron_ext.compiler.args import CompilerOptions
 from neuron_ext.compiler.executable import CompiledExecutable
-from neuron_ext.compiler.flat_module import FlatModule, fresh_inputs
+from neuron_ext.compiler.flat_module import FlatModule, fresh_inputs, nesting_refused
 
 
 def compile_torchscript(
@@ -73,13 +73,9 @@ def _freeze(flat: FlatModule, tensors: Sequence[torch.Tensor]) -> Any:
 
 
 def _check_not_nested(name: str, frozen: Any) -> None:
-    """An inference inside another one would wait for a core while it holds one."""
     for call in ("forward", "forward_held", "forward_parallel"):
         if frozen.graph.findAllNodes(f"neuron_ext::{call}"):
-            raise ValueError(
-                f"{name} calls a module that is traced already: trace the model as a whole, or "
-                "call the traced modules one after the other from a torch.jit.script module"
-            )
+            raise nesting_refused(name)
 
 
 def constant_outputs(frozen: Any) -> frozenset[int]:
