@@ -197,7 +197,7 @@ class TestSettingsThatAreJunk:
                 "torch.jit.load(args[0])", str(native_file), env={"NEURON_EXT_NATIVE_CODE": value}
             )
         assert caught.value.kind == "RuntimeError"
-        assert "one of allow, deny" in caught.value.text
+        assert "one of allow, signed, deny" in caught.value.text
 
 
 class TestImport:

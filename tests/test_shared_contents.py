@@ -2,7 +2,6 @@
 
 import copy
 import gc
-import weakref
 
 import pytest
 import torch
@@ -74,15 +73,22 @@ def test_what_is_shared_outlives_the_one_that_brought_it(native_file, tmp_path):
     assert addresses(again) == addresses(second)
 
 
-def test_the_last_user_frees(native_file):
-    modules = [load(native_file) for _ in range(3)]
-    weights = weakref.ref(bytes_of(modules[0], "weights"))
-    while modules:
-        # A tensor that C++ code still holds keeps its Python object.
-        assert weights() is not None
-        assert torch.equal(modules.pop()(EXAMPLE), expected())
-        gc.collect()
-    assert weights() is None
+def test_the_last_user_frees(native_file, fork_server):
+    """In a process of its own: other tests may have the file loaded still."""
+    code = """
+        import gc, weakref
+        from helpers import EXAMPLE, bytes_of, expected
+        modules = [torch.jit.load(args[0]) for _ in range(3)]
+        weights = weakref.ref(bytes_of(modules[0], "weights"))
+        result = []
+        while modules:
+            # A tensor that C++ code still holds keeps its Python object.
+            result.append(weights() is not None)
+            assert torch.equal(modules.pop()(EXAMPLE), expected())
+            gc.collect()
+        result.append(weights() is not None)
+    """
+    assert fork_server.run(code, str(native_file)) == [True, True, True, False]
 
 
 @pytest.mark.parametrize("name", NATIVE)
