@@ -26,7 +26,7 @@ class Watchdog:
 
     def __init__(self, limit: float) -> None:
         self._limit = limit
-        self._under_way: dict[int, tuple[str, Patience]] = {}
+        self._under_way: dict[int, tuple[str, float, Patience]] = {}
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="watchdog", daemon=True)
 
@@ -40,10 +40,11 @@ class Watchdog:
         faulthandler.cancel_dump_traceback_later()
 
     @contextlib.contextmanager
-    def operation(self, name: str) -> Iterator[None]:
-        """Names what the calling thread does in the block, which may take ``limit`` seconds."""
+    def operation(self, name: str, times: float = 1.0) -> Iterator[None]:
+        """Names what the calling thread does in the block, for at most ``times`` the limit."""
         me = threading.get_ident()
-        self._under_way[me] = (name, Patience(self._limit))
+        limit = self._limit * times
+        self._under_way[me] = (name, limit, Patience(limit))
         try:
             yield
         finally:
@@ -54,9 +55,9 @@ class Watchdog:
             limit = self._limit * _GIL_FACTOR
             faulthandler.dump_traceback_later(limit, exit=True, file=sys.stderr)
             # A copy, made without letting another thread in.
-            for name, patience in list(self._under_way.values()):
+            for name, most, patience in list(self._under_way.values()):
                 if patience.over():
-                    text = f"watchdog: {name} still waits after {self._limit:.0f} s"
+                    text = f"watchdog: {name} still waits after {most:.0f} s"
                     print(text, file=sys.stderr, flush=True)
                     faulthandler.dump_traceback(file=sys.stderr, all_threads=True)
                     os._exit(STUCK)
