@@ -21,7 +21,7 @@ from stress.harness.tally import Tally, chooser
 from stress.harness.watchdog import Watchdog
 
 _LONGEST_PAUSE = 0.3
-# The first compile on a machine looks at the C++ compiler first: a minute, and more beside other work.
+# The first compile on a machine takes a minute, which is for looking at the C++ compiler.
 _COMPILE = 5.0
 
 
