@@ -44,6 +44,15 @@ def _in_child() -> None:
 @functools.cache  # a child of the child has the hook already
 def _refuse_calls() -> None:
     torch.nn.modules.module.register_module_forward_pre_hook(_refuse)
+    # ``module.forward(...)`` and other methods, which pass no hook.
+    call = torch._C.ScriptMethod.__call__
+
+    def refuse_or_call(method: Any, *args: Any, **kwargs: Any) -> Any:
+        if ops.subgraphs(method.owner):
+            ops.status(None)
+        return call(method, *args, **kwargs)
+
+    torch._C.ScriptMethod.__call__ = refuse_or_call  # type: ignore[method-assign, assignment]
 
 
 def _refuse(module: torch.nn.Module, _inputs: Any) -> None:

@@ -193,11 +193,13 @@ assert torch.equal(model(EXAMPLE), expected())
 batches = torch.jit.load(sys.argv[1])
 neuron_ext.dynamic_batch(batches)
 parallel = neuron_ext.DataParallel(batches)
-for called in (model, torch.jit.script(Pair(model, model)), Pair(model, model), parallel):
+pair = torch.jit.script(Pair(model, model))
+for called in (model, pair, Pair(model, model), parallel, model.forward, pair.forward):
     text = child(lambda: called(EXAMPLE))
     assert text.startswith(sys.argv[2]), text
 other = torch.jit.script(torch.nn.Identity())
-assert child(lambda: torch.equal(other(EXAMPLE), EXAMPLE) or os._exit(1)) == ""
+for called in (other, other.forward):
+    assert child(lambda: torch.equal(called(EXAMPLE), EXAMPLE) or os._exit(1)) == ""
 assert torch.equal(model(EXAMPLE), expected())
 """
         ends(FORKED + LOADED + code, model_file, CLEAR)
