@@ -1,6 +1,6 @@
 # make setup    an environment in $(VENV), with the library built into it
 # make test     the C++ tests under sanitizers, then the Python tests
-# make fuzz     100,000 broken and hostile states and files under sanitizers: half an hour
+# make fuzz     100,000 broken and hostile states and files under sanitizers: ten minutes to half an hour
 # make demo     the examples in Python and in C++
 # make bench    the benchmark suite, a few minutes of it; make bench-full is all of it
 # make stress   tries to make it fail, for an hour or longer, and then does `make fuzz`; STRESS=--quick is short

@@ -24,7 +24,8 @@ def sign(module: torch.nn.Module, private_key: str | os.PathLike[str]) -> str:
 
     A signature covers what a subgraph computes: its code, weights, portable graph, inputs, outputs
     and initial state. It does not cover its flags and placement, tensors that stand in the module
-    (separated weights), or the TorchScript around it. It replaces an earlier one. Thread-safe.
+    (separated weights), or the TorchScript around it. It replaces an earlier one, and counts for
+    copies of ``module`` in this process too. Thread-safe.
 
     Args:
         module: a module with traced subgraphs.

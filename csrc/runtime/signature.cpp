@@ -56,12 +56,17 @@ Signature sign(const std::string& digest, const std::string& private_key) {
   return {digest, to_hex(made.public_key), to_hex(made.signature)};
 }
 
-std::vector<std::string> read_public_keys(const std::string& path) {
+std::string read_key_file(const std::string& path) {
   std::ifstream file(path, std::ios::binary);
-  const std::string pem{std::istreambuf_iterator<char>(file), {}};
+  std::string pem{std::istreambuf_iterator<char>(file), {}};
   if (!file.is_open() || file.bad()) {
-    throw std::invalid_argument(message("the file of public keys '", path, "' cannot be read"));
+    throw std::invalid_argument(message("the key file '", path, "' cannot be read"));
   }
+  return pem;
+}
+
+std::vector<std::string> read_public_keys(const std::string& path) {
+  const std::string pem = read_key_file(path);
   try {
     std::vector<std::string> keys = ed25519::public_keys(pem);
     for (auto& key : keys) key = to_hex(key);

@@ -33,6 +33,9 @@ class SignatureSlot {
 /// @throws std::invalid_argument naming what is wrong with the key.
 Signature sign(const std::string& digest, const std::string& private_key);
 
+/// @throws std::invalid_argument naming the file if it cannot be read.
+std::string read_key_file(const std::string& path);
+
 /// The public keys in the PEM file `path`, as 64 hexadecimal digits each.
 /// @throws std::invalid_argument naming the file if it cannot be read or holds anything else.
 std::vector<std::string> read_public_keys(const std::string& path);

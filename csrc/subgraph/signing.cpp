@@ -1,7 +1,5 @@
 #include "subgraph/signing.h"
 
-#include <fstream>
-#include <iterator>
 #include <stdexcept>
 
 #include "common/message.h"
@@ -25,11 +23,7 @@ void check_content(const Executable& executable, const char* what, const Content
 
 std::string sign(const std::vector<SubgraphHandle>& subgraphs,
                  const std::string& private_key_file) {
-  std::ifstream file(private_key_file, std::ios::binary);
-  const std::string key{std::istreambuf_iterator<char>(file), {}};
-  if (!file.is_open() || file.bad()) {
-    throw std::invalid_argument(message("the private key '", private_key_file, "' cannot be read"));
-  }
+  const std::string key = runtime::read_key_file(private_key_file);
   std::vector<runtime::Signature> signatures;
   try {
     for (const auto& subgraph : subgraphs) {

@@ -174,8 +174,10 @@ def _reason(error: CompilerUnusableError | UnsupportedOperatorsError) -> str:
 
 def _refusal(
     flat: FlatModule, error: CompilerUnusableError | UnsupportedOperatorsError
-) -> RuntimeError:
+) -> RuntimeError | ValueError:
     """What to raise where the caller wants inductor and nothing else."""
+    if find_subgraphs(flat):
+        return nesting_refused(flat.name)  # no other compiler would do either
     if isinstance(error, UnsupportedOperatorsError):
         return RuntimeError(
             f"compiler='inductor' cannot compile {flat.name}: these operators have no native entry "
@@ -189,9 +191,6 @@ def _refusal(
 
 def _script_problem(flat: FlatModule) -> str | None:
     scripted = (torch.jit.ScriptModule, torch.jit.ScriptFunction)
-    modules = [part for part in flat.modules() if isinstance(part, torch.jit.ScriptModule)]
-    if any(find_subgraphs(module) for module in modules):
-        raise nesting_refused(flat.name)
     if isinstance(flat.func, scripted) or any(
         isinstance(part, scripted) for part in flat.modules()
     ):
