@@ -2,55 +2,52 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
-from itertools import count
 from statistics import median
 
 from benchmarks.harness.load import percentile
-from benchmarks.harness.measure import rounds_of, rows_of
+from benchmarks.harness.measure import rotated, rows_of
 from benchmarks.harness.options import Options, Question
 from benchmarks.harness.table import Table
-from benchmarks.harness.worker import Worker
 from benchmarks.subjects.fleet import Fleet, ours, two_callers
 
-OURS = "neuron_ext, 2 replicas, 16 callers"
+OURS, MANY = "neuron_ext, 2 replicas, 2 callers", "neuron_ext, 2 replicas, 16 callers"
 LOAD = 0.8
 # A subject nearer to its limit than this only collects a queue; its percentiles say nothing.
 SUSTAINED = 0.95
-# Percentiles need many requests: windows are longer than those for throughput, rounds are fewer.
-QUICK_WINDOWS, FULL_WINDOWS, ROUNDS = 4, 8, 3
+# A percentile takes requests, and a queue some time to come and go.
+REQUESTS, WINDOWS = 300, 2
 
 
 def latency(options: Options, model: str) -> list[Table]:
-    """The same arrivals for everybody: a Poisson process at 80 % of our own throughput."""
+    """Arrivals of a Poisson process, for everybody at 80 % of our own throughput of that moment."""
     if options.quick and not options.only and model != "mlp":  # long windows: one model will do
         return []
-    starts = {OURS: ours(model, options, replicas=2, threads=16), **two_callers(model, options)}
-    seconds = options.window * (QUICK_WINDOWS if options.quick else FULL_WINDOWS)
+    starts = {
+        OURS: ours(model, options, replicas=2, threads=2),
+        MANY: ours(model, options, replicas=2, threads=16),
+        **two_callers(model, options),
+    }
     found: dict[str, list[list[float]]] = {name: [] for name in starts}
     with Fleet(starts) as fleet:
         limits = {name: median(own) for name, own in fleet.throughputs(options).items()}
-        rate = LOAD * limits[OURS]
-        rounds_of(
-            {
-                name: _measure(worker, rate, seconds, found[name])
-                for name, worker in fleet.workers.items()
-            },
-            min(ROUNDS, options.rounds),
-            warmup=0,
-        )
+        for number in range(options.rounds):
+            for name in rotated(list(starts), number):
+                found[name].append(_latencies(fleet, name, options.window, seed=number))
         fleet.check_idle()
         notes = fleet.notes()
-    loads = ", ".join(f"{name} {rate / limit:.0%}" for name, limit in limits.items())
+    shares = {name: LOAD * limits[OURS] / limit for name, limit in limits.items()}
+    loads = ", ".join(f"{name} {share:.0%}" for name, share in shares.items())
+    fewest = min(len(own) for rounds in found.values() for own in rounds)
     notes += [
-        f"{rate:.1f} requests/s, about {rate * seconds:.0f} per round: {LOAD:.0%} of what "
-        f"{OURS!r} can do, the same arrivals for everybody. As a share of what each can do: "
-        f"{loads}.",
+        f"Before each measurement {OURS!r} is asked what it can do just then: requests arrive at "
+        f"{LOAD:.0%} of that, about {LOAD * limits[OURS]:.1f} a second, {fewest} or more each "
+        f"time. As a share of what each can do: {loads}.",
         f"The best peer is the one with the lowest p99/p50 among those below {SUSTAINED:.0%}.",
     ]
     ratios = _percentiles(found, lambda own: percentile(own, 0.99) / percentile(own, 0.5))
-    best = _best_peer(ratios, {name: rate / limit for name, limit in limits.items()})
+    best = _best_peer(ratios, shares)
     tables = []
     for what, unit, values in (
         ("p99/p50", "p99/p50", ratios),
@@ -75,16 +72,14 @@ def latency(options: Options, model: str) -> list[Table]:
     return tables
 
 
-def _measure(
-    worker: Worker, rate: float, seconds: float, found: list[list[float]]
-) -> Callable[[], float]:
-    seeds: Iterator[int] = count()
-
-    def measure() -> float:
-        found.append(worker.call("latencies", rate=rate, seconds=seconds, seed=next(seeds)))
-        return percentile(found[-1], 0.99)
-
-    return measure
+def _latencies(fleet: Fleet, name: str, window: float, seed: int) -> list[float]:
+    """Seconds per request of one subject, at a rate that is right for the machine as it is now."""
+    rate = LOAD * float(fleet.workers[OURS].call("throughput", seconds=window))
+    seconds = max(WINDOWS * window, REQUESTS / rate)
+    found: list[float] = fleet.workers[name].call(
+        "latencies", rate=rate, seconds=seconds, seed=seed
+    )
+    return found
 
 
 def _percentiles(
@@ -94,7 +89,7 @@ def _percentiles(
 
 
 def _best_peer(ratios: dict[str, list[float]], loads: dict[str, float]) -> str:
-    peers = [name for name in ratios if name != OURS]
+    peers = [name for name in ratios if name not in (OURS, MANY)]
     able = [name for name in peers if loads[name] <= SUSTAINED]
     if not able:  # then the one that comes nearest to carrying the load
         return min(peers, key=lambda name: loads[name])
