@@ -202,6 +202,29 @@ def test_auto_cast_matmult_computes_products_in_bfloat16_in_native_code(tmp_path
     assert settings["aot_inductor.compile_wrapper_opt_level"] == "O0"
 
 
+class OneInput(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.layers = torch.nn.ModuleList(torch.nn.Linear(64, width) for width in (32, 32, 48))
+
+    def forward(self, x):
+        return tuple(layer(x) for layer in self.layers)
+
+
+@pytest.mark.parametrize(("flags", "products"), [("-O1", 1), ("-O1 --auto-cast matmult", 3)])
+def test_products_of_one_input_are_one_in_float32(tmp_path, flags, products):
+    torch.manual_seed(0)
+    model, x = OneInput().eval(), torch.randn(16, 64)
+    traced = neuron_ext.trace(
+        model, x, compiler="inductor", compiler_args=flags, compiler_workdir=tmp_path
+    )
+    with torch.no_grad():
+        for found, wanted in zip(traced(x), model(x), strict=True):
+            tolerance = 1e-5 if products == 1 else 0.05
+            torch.testing.assert_close(found, wanted, atol=tolerance, rtol=tolerance)
+    assert (tmp_path / "wrapper.cpp").read_text().count("_linear_pointwise(") == products
+
+
 @pytest.mark.parametrize(
     ("flags", "cast_inputs"),
     [
