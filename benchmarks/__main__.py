@@ -84,7 +84,13 @@ def measure(arguments: argparse.Namespace) -> int:
         settings={"rounds": options.rounds, "window": f"{options.window} s"},
         load_before=machine.load_average(),
     )
+    later = []
     if arguments.resume and file.exists():
+        # The header of the summary is of the run that began the file.
+        later = [
+            f"Measured later than the file was begun: {results.date}, commit "
+            f"{results.versions['commit']}, window {options.window} s."
+        ]
         results = report.Results.load(file)
         results.failures.clear()
     answered = {table.question for table in results.tables}
@@ -103,6 +109,7 @@ def measure(arguments: argparse.Namespace) -> int:
         tables = [found] if isinstance(found, Table) else found
         results.tables += tables
         for table in tables:
+            table.notes += later
             print("\n" + report.table_text(table), flush=True)
         print(f"{id}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         results.load_after = machine.load_average()

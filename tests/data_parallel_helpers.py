@@ -1,4 +1,4 @@
-"""What several files of tests of `DataParallel` need: a function with exact answers, and more."""
+"""For the tests of `DataParallel`: a function with exact answers, and the cores of a module."""
 
 from functools import cache
 

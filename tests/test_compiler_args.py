@@ -212,7 +212,7 @@ class OneInput(torch.nn.Module):
 
 
 @pytest.mark.parametrize(("flags", "products"), [("-O1", 1), ("-O1 --auto-cast matmult", 3)])
-def test_products_of_one_input_are_one_in_float32(tmp_path, flags, products):
+def test_products_of_one_input_are_one_unless_cast(tmp_path, flags, products):
     torch.manual_seed(0)
     model, x = OneInput().eval(), torch.randn(16, 64)
     traced = neuron_ext.trace(

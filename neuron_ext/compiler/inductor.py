@@ -116,8 +116,8 @@ def compile_inductor(
     settings = {
         **_SETTINGS,
         **_BY_OPTLEVEL[options.optlevel],
-        # Products of one input with several weights, as in attention, become one. That is 2 to 3 %
-        # of a transformer in float32; in bfloat16 it gains with few rows and loses with many.
+        # Products of one input with several weights, as in attention, become one. Transformers gain
+        # by that in float32; cast to bfloat16 they gain with few rows and lose with many.
         "cpp.enable_concat_linear": options.cast_dtype is None,
     }
     with _threads_of_a_core():
