@@ -21,7 +21,7 @@ REQUESTS, WINDOWS = 300, 2
 
 
 def latency(options: Options, model: str) -> list[Table]:
-    """Arrivals of a Poisson process at 80 % of our own throughput, as it is before each measurement."""
+    """Poisson arrivals at 80 % of our own throughput, as it is before each measurement."""
     if options.quick and not options.only and model != "mlp":  # long windows: one model will do
         return []
     starts = {
