@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import platform
@@ -160,13 +161,15 @@ def trace_parts(
     compiler: str | None,
     input_output_aliases: Mapping[Any, Any] | None = None,
     inline_weights_to_neff: bool = True,
+    shared_weights: bool = False,
 ) -> TraceParts:
     """Compile a callable as `trace` does, with what that raises, up to the state of the subgraph.
 
-    No ``NeuronSubgraph`` and no ScriptModule is made.
+    No ``NeuronSubgraph`` and no ScriptModule is made. With ``shared_weights`` they are packed alike
+    whatever the shapes of the inputs.
     """
     check_compiler(compiler)
-    options = parse_compiler_args(compiler_args)
+    options = dataclasses.replace(parse_compiler_args(compiler_args), shared_weights=shared_weights)
     inputs, tensors = _read_arguments(func, example_inputs)
     held = plan_held(
         func,

@@ -59,6 +59,7 @@ def compile_bucket(job: Job) -> TraceParts:
             compiler_args=job.compiler_args,
             compiler=job.compiler,
             input_output_aliases=aliases,
+            shared_weights=True,
         )
         _refuse_inputs(parts)
     inputs = dataclasses.replace(parts.inputs, nodes=tuple(map(_plain, parts.inputs.nodes)))

@@ -35,6 +35,8 @@ class CompilerOptions:
         portable_graph: embed a TorchScript graph beside native code.
         notes: ``(logging level, message)``, one for each flag that has no effect here.
         raw: the flags as given, split into words.
+        shared_weights: not a flag: whether weights are packed alike for every number of rows, which
+            lets subgraphs for other shapes share them.
     """
 
     auto_cast: str = "none"
@@ -44,6 +46,7 @@ class CompilerOptions:
     portable_graph: bool = False
     notes: tuple[tuple[int, str], ...] = ()
     raw: tuple[str, ...] = ()
+    shared_weights: bool = False
 
 
 @dataclass(frozen=True)

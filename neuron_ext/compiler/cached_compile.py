@@ -33,7 +33,7 @@ def cached_compile(
 
     Args:
         program: what is compiled, not changed.
-        settings: of TorchInductor, over those in force.
+        settings: of TorchInductor, over those in force, and what else the code depends on.
         compile_native: compiles ``program`` with ``settings``.
         store: None to compile without.
         reuse: False to compile whatever the store holds.

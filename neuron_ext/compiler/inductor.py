@@ -120,11 +120,13 @@ def compile_inductor(
         # by that in float32; cast to bfloat16 they gain with few rows and lose with many.
         "cpp.enable_concat_linear": options.cast_dtype is None,
     }
+    # They pack weights in ways of their own, which depend on the number of rows.
+    few_rows = not options.shared_weights
     with _threads_of_a_core():
         native = cached_compile(
             program,
-            settings,
-            lambda: _compile_native(flat, program, settings, workdir),
+            {**settings, "neuron_ext.few_rows_products": few_rows},
+            lambda: _compile_native(flat, program, settings, workdir, few_rows=few_rows),
             store=store,
             reuse=reuse,
             level=logging.DEBUG if options.verbose is None else logging.INFO,
@@ -227,11 +229,13 @@ def _compile_native(
     program: torch.export.ExportedProgram,
     settings: dict[str, Any],
     workdir: Path | None,
+    *,
+    few_rows: bool,
 ) -> NativeCode:
     _require_cpp_compiler()
     with scratch_folder("compile") as folder:
         try:
-            files = _compile(flat, program, settings, folder)
+            files = _compile(flat, program, settings, folder, few_rows=few_rows)
         finally:
             if workdir is not None:
                 _keep(Path(folder), workdir)
@@ -242,7 +246,12 @@ def _compile_native(
 
 
 def _compile(
-    flat: FlatModule, program: torch.export.ExportedProgram, settings: dict[str, Any], folder: str
+    flat: FlatModule,
+    program: torch.export.ExportedProgram,
+    settings: dict[str, Any],
+    folder: str,
+    *,
+    few_rows: bool,
 ) -> list[Path]:
     """Run AOTInductor with its output in ``folder``; the files that belong to the result."""
     from torch import _inductor as inductor
@@ -252,7 +261,14 @@ def _compile(
     example_args, example_kwargs = program.example_inputs or ((), {})
     everything = {**settings, "aot_inductor.metadata": {}, "aot_inductor.output_path": folder}
     try:
-        with config.patch(everything), _silent_autotuning(), _hidden_symbols(folder):
+        from neuron_ext.compiler.products import few_rows_products
+
+        with (
+            config.patch(everything),
+            _silent_autotuning(),
+            _hidden_symbols(folder),
+            few_rows_products() if few_rows else contextlib.nullcontext(),
+        ):
             files: Any = inductor.aot_compile(
                 module, example_args, example_kwargs, options=everything
             )

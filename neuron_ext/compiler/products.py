@@ -1,0 +1,248 @@
+"""Products of few rows with packed weights, for TorchInductor to put into the code of a subgraph.
+
+A product of few rows waits for its weights to arrive from memory more than it computes. The kernels
+that oneDNN has for that do not ask for weights ahead of time; these do, and take two thirds of the
+time with 16 rows (`python -m benchmarks run --only kernels.mlp`). They go into TorchInductor's own
+template for products, which packs weights when it compiles and fuses what follows.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import math
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch._inductor import config, lowering
+from torch._inductor.codegen import cpp_gemm_template
+from torch._inductor.codegen.cpp_micro_gemm import CppMicroGemm
+from torch._inductor.codegen.cpp_template import CppTemplate
+from torch._inductor.codegen.cpp_template_kernel import CppTemplateKernel
+from torch._inductor.codegen.cpp_utils import GemmBlocking
+from torch._inductor.cpu_vec_isa import VecAVX512, pick_vec_isa
+
+# With more, computing is what takes the time, and oneDNN computes as fast.
+_MOST_ROWS = 128
+# What the template keeps of the rows in the second-level cache while it goes through the weights.
+_MOST_INPUTS = 1 << 18
+# One row reads weights from memory, beyond the caches, faster with oneDNN.
+_MOST_WEIGHTS_OF_ONE_ROW = 1 << 20
+# Cache lines between a load of weights and what is asked for meanwhile: time enough for an answer
+# from memory, and little enough to stay in the first-level cache until then.
+_LINES_AHEAD = 64
+# What oneDNN computes of each result on the way, and TorchInductor more slowly, is left to it.
+_CHEAP = ("none", "relu")
+
+_active: ContextVar[bool] = ContextVar("few_rows_products", default=False)
+
+
+class FewRowsGemm(CppMicroGemm):
+    """Adds up float32 products of a block of rows in registers, with weights asked for ahead."""
+
+    _KERNEL = r"""
+template <int64_t ROWS, bool accum, bool ahead>
+inline void {{kernel_name}}_rows(
+    const float* {{restrict_keyword}} A,
+    const float* {{restrict_keyword}} B,
+    float* {{restrict_keyword}} C,
+    int64_t K,
+    int64_t lda,
+    int64_t ldb,
+    int64_t ldc
+) {
+    using Vec = at::vec::Vectorized<float>;
+    constexpr int64_t COLS = {{block_n}} / Vec::size();
+    Vec sums[ROWS][COLS];
+    #pragma GCC unroll {{block_m}}
+    for (int64_t m = 0; m < ROWS; ++m) {
+        #pragma GCC unroll {{block_n // 8}}
+        for (int64_t n = 0; n < COLS; ++n) {
+            sums[m][n] = accum ? Vec::loadu(C + m * ldc + n * Vec::size()) : Vec(0.0f);
+        }
+    }
+    const auto add = [&](const float* values, int64_t stride) __attribute__((always_inline)) {
+        Vec weights[COLS];
+        #pragma GCC unroll {{block_n // 8}}
+        for (int64_t n = 0; n < COLS; ++n) {
+            if constexpr (ahead) {
+                __builtin_prefetch(B + n * Vec::size() + {{lines_ahead}} * 16);
+            }
+            weights[n] = Vec::loadu(B + n * Vec::size());
+        }
+        #pragma GCC unroll {{block_m}}
+        for (int64_t m = 0; m < ROWS; ++m) {
+            const Vec value(values[m * stride]);
+            #pragma GCC unroll {{block_n // 8}}
+            for (int64_t n = 0; n < COLS; ++n) {
+                sums[m][n] = at::vec::fmadd(value, weights[n], sums[m][n]);
+            }
+        }
+        B += ldb;
+    };
+    int64_t k = 0;
+{%- if tiled %}
+    // Rows a power of two apart share a set of the cache, and push each other out of it.
+    alignas(64) float tile[ROWS * 16];
+    for (; k + 16 <= K; k += 16) {
+        #pragma GCC unroll {{block_m}}
+        for (int64_t m = 0; m < ROWS; ++m) {
+            Vec::loadu(A + m * lda + k).store(tile + m * 16);
+        }
+        for (int64_t i = 0; i < 16; ++i) {
+            add(tile + i, 16);
+        }
+    }
+{%- endif %}
+    for (; k < K; ++k) {
+        add(A + k, lda);
+    }
+    #pragma GCC unroll {{block_m}}
+    for (int64_t m = 0; m < ROWS; ++m) {
+        #pragma GCC unroll {{block_n // 8}}
+        for (int64_t n = 0; n < COLS; ++n) {
+            sums[m][n].store(C + m * ldc + n * Vec::size());
+        }
+    }
+}
+{{declare_kernel}} {
+    for (int64_t n = 0; n < N; n += {{block_n}}) {
+        int64_t m = 0;
+        // The first rows bring the weights; those after find them in the cache.
+        if (M >= {{block_m}}) {
+            {{kernel_name}}_rows<{{block_m}}, accum, true>(A, B + n, C + n, K, lda, ldb, ldc);
+            m = {{block_m}};
+        }
+        for (; m + {{block_m}} <= M; m += {{block_m}}) {
+            {{kernel_name}}_rows<{{block_m}}, accum, false>(
+                A + m * lda, B + n, C + m * ldc + n, K, lda, ldb, ldc);
+        }
+{%- if rest %}
+        if (m < M) {
+            {{kernel_name}}_rows<{{rest}}, accum, false>(
+                A + m * lda, B + n, C + m * ldc + n, K, lda, ldb, ldc);
+        }
+{%- endif %}
+    }
+}
+"""
+
+    def __init__(self, name: str, rows: int, outputs: int) -> None:
+        f32 = torch.float32
+        super().__init__(name, f32, f32, f32, f32, _blocking(rows, outputs))
+        self.rows = rows
+
+    def codegen_define(self, kernel: CppTemplateKernel) -> str:
+        rows, width, _ = self.register_blocking
+        untyped: Any = self
+        options = {
+            **untyped.get_common_options(),
+            "declare_kernel": untyped.get_kernel_declaration(),
+            "block_m": rows,
+            "block_n": width,
+            "rest": self.rows % rows,
+            "tiled": rows > 8,
+            "lines_ahead": _LINES_AHEAD,
+        }
+        return str(CppTemplate._template_from_string(self._KERNEL).render(options))
+
+
+def _blocking(rows: int, outputs: int) -> GemmBlocking:
+    """Rows and outputs that are summed up in registers: 8 to 16 of the 32 that there are, each of
+    16 values. Few rows with many outputs have enough sums under way; more share the weights.
+    """
+    if rows <= 4 and outputs % 64 == 0:
+        return GemmBlocking(rows, 64, 1)
+    if (rows <= 8 or rows > 32) and outputs % 32 == 0:
+        return GemmBlocking(min(rows, 8), 32, 1)
+    blocks = math.ceil(rows / 16)
+    return GemmBlocking(math.ceil(rows / blocks), 16, 1)
+
+
+def _suits(rows: Any, inputs: Any, outputs: Any) -> bool:
+    """Whether a product has the shape for which this was measured to be no slower."""
+    if not all(
+        isinstance(size, int) or getattr(size, "is_Integer", False)
+        for size in (rows, inputs, outputs)
+    ):
+        return False
+    return bool(
+        1 <= rows <= _MOST_ROWS
+        and rows * inputs <= _MOST_INPUTS
+        and (rows > 1 or inputs * outputs <= _MOST_WEIGHTS_OF_ONE_ROW)
+        and outputs % 16 == 0
+        and isinstance(pick_vec_isa(), VecAVX512)
+    )
+
+
+@contextlib.contextmanager
+def few_rows_products() -> Iterator[None]:
+    """What this thread compiles meanwhile has these products where they suit."""
+    _install()
+    token = _active.set(True)
+    try:
+        yield
+    finally:
+        _active.reset(token)
+
+
+@functools.cache
+def _install() -> None:
+    """Wrap what TorchInductor has, for good: of two compiles at a time, neither could put back what
+    it found. What others compile passes through, and to wrap twice does no harm.
+    """
+    templates: Any = cpp_gemm_template
+    templates.create_micro_gemm = _create_micro_gemm(templates.create_micro_gemm)
+    onednn = torch.ops.mkldnn._linear_pointwise
+    lowerings = lowering.lowerings
+    unary = _linear(lowerings[onednn.default])
+    lowerings[onednn.default] = unary
+    lowerings[onednn.binary] = _linear_and_add(lowerings[onednn.binary], unary)
+
+
+def _create_micro_gemm(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def create_micro_gemm(name: str, m: Any, n: Any, k: Any, **options: Any) -> Any:
+        dtypes = {options["input_dtype"], options["input2_dtype"]}
+        plain = dtypes == {torch.float32} and options.get("alpha", 1) == 1
+        if _active.get() and plain and _suits(m, k, n):
+            return FewRowsGemm(name, int(m), int(n))
+        return original(name, m, n, k, **options)
+
+    return create_micro_gemm
+
+
+def _linear(original: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(original)
+    def linear(x: Any, w: Any, b: Any, attr: str, *args: Any, **kwargs: Any) -> Any:
+        wanted = _active.get() and attr in _CHEAP and _suit(x, w)
+        if not wanted or config.max_autotune:  # which takes what it finds to be faster
+            return original(x, w, b, attr, *args, **kwargs)
+        with config.patch(max_autotune_gemm=True, max_autotune_gemm_backends="CPP"):
+            return original(x, w, b, attr, *args, **kwargs)
+
+    return linear
+
+
+def _linear_and_add(original: Callable[..., Any], unary: Callable[..., Any]) -> Callable[..., Any]:
+    """Adds outside of the product, where TorchInductor's scheduler fuses them again: in a template,
+    the lowering of both at once fails on some of what there is to add.
+    """
+
+    @functools.wraps(original)
+    def linear(x: Any, y: Any, w: Any, b: Any, attr: str, *args: Any, **kwargs: Any) -> Any:
+        if not _active.get():
+            return original(x, y, w, b, attr, *args, **kwargs)
+        if attr == "add" and (config.max_autotune or _suit(x, w)):
+            return lowering.add(unary(x, w, b, "none", [], ""), y)
+        with config.patch(max_autotune=False):
+            return original(x, y, w, b, attr, *args, **kwargs)
+
+    return linear
+
+
+def _suit(x: Any, w: Any) -> bool:
+    *rows, inputs = x.get_size()
+    return x.get_dtype() == torch.float32 and _suits(math.prod(rows), inputs, w.get_size()[0])
