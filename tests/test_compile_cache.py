@@ -14,6 +14,7 @@ from helpers import EXAMPLE, SmallNet
 from trace_helpers import assert_same, state_of
 
 import neuron_ext
+from neuron_ext._trace import trace_parts
 from neuron_ext.compiler import inductor
 from neuron_ext.compiler.executable import Constant, NativeCode, UnsupportedOperatorsError
 
@@ -43,10 +44,12 @@ class Compiler:
 
     def __init__(self):
         self.names = []
+        self.few_rows = []
         self.during = lambda: None
 
-    def __call__(self, flat, _program, _settings, _workdir):
+    def __call__(self, flat, _program, _settings, _workdir, *, few_rows):
         self.names.append(flat.name)
+        self.few_rows.append(few_rows)
         self.during()
         constant = Constant("_frozen_param0", "parts.0.bias", "uint8", "strided", 0, 4, (4,), (1,))
         return NativeCode(CODE.clone(), WEIGHTS.clone(), [constant])
@@ -164,6 +167,20 @@ def test_what_differs_is_compiled(folder, compiler):
         _trace(func, compiler_args=flags)
     assert compiler.names == ["SmallNet"] * 3
     assert len(_entries(folder)) == 3
+
+
+def test_weights_to_be_shared_are_not_those_of_few_rows(folder, compiler):
+    for shared in (False, True, True, False):
+        trace_parts(
+            SmallNet().eval(),
+            EXAMPLE,
+            compiler_workdir=None,
+            compiler_args=None,
+            compiler="inductor",
+            shared_weights=shared,
+        )
+    assert compiler.few_rows == [True, False]
+    assert len(_entries(folder)) == 2
 
 
 def test_the_switch_turns_it_off(folder, compiler, monkeypatch):

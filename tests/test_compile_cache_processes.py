@@ -13,7 +13,7 @@ from helpers import EXAMPLE, SmallNet
 from neuron_ext.compiler import cache, inductor
 from neuron_ext.compiler.executable import NativeCode
 
-def compile_native(*_):
+def compile_native(*_, few_rows):
     print("compiles")
     sys.stdin.readline()
     return NativeCode(torch.full((100,), int(sys.argv[1]), dtype=torch.uint8), None, [])
@@ -77,7 +77,9 @@ import torch, neuron_ext
 from neuron_ext.compiler import inductor
 
 compiled, compile_program = [], inductor._compile
-inductor._compile = lambda flat, *rest: compiled.append(flat.name) or compile_program(flat, *rest)
+inductor._compile = lambda flat, *rest, **options: (
+    compiled.append(flat.name) or compile_program(flat, *rest, **options)
+)
 torch.manual_seed(1)
 net = torch.nn.Sequential(
     torch.nn.Conv2d(3, 16, 3), torch.nn.BatchNorm2d(16), torch.nn.ReLU(), torch.nn.Flatten(),
