@@ -1,9 +1,9 @@
 """Products of few rows with packed weights, for TorchInductor to put into the code of a subgraph.
 
 A product of few rows waits for its weights to arrive from memory more than it computes. The kernels
-that oneDNN has for that do not ask for weights ahead of time; these do, and take two thirds of the
-time with 16 rows (`python -m benchmarks run --only kernels.mlp`). They go into TorchInductor's own
-template for products, which packs weights when it compiles and fuses what follows.
+that oneDNN has for that do not ask for weights ahead of time; these do, and take less time for it
+(`python -m benchmarks run --only kernels`). They go into TorchInductor's own template for products,
+which packs weights when it compiles and fuses what follows.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from torch._inductor.codegen.cpp_template_kernel import CppTemplateKernel
 from torch._inductor.codegen.cpp_utils import GemmBlocking
 from torch._inductor.cpu_vec_isa import VecAVX512, pick_vec_isa
 
-# With more, computing is what takes the time, and oneDNN computes as fast.
+# With more, oneDNN computes as fast.
 _MOST_ROWS = 128
 # What the template keeps of the rows in the second-level cache while it goes through the weights.
-_MOST_INPUTS = 1 << 18
+_MOST_INPUTS = 1 << 17
 # One row reads weights from memory, beyond the caches, faster with oneDNN.
 _MOST_WEIGHTS_OF_ONE_ROW = 1 << 20
-# Cache lines between a load of weights and what is asked for meanwhile: time enough for an answer
-# from memory, and little enough to stay in the first-level cache until then.
-_LINES_AHEAD = 64
+# Values of weights that all rows are multiplied with before the next: they and those asked for
+# meanwhile are about what the first-level cache holds.
+_CHUNK = 1 << 13
 # What oneDNN computes of each result on the way, and TorchInductor more slowly, is left to it.
 _CHEAP = ("none", "relu")
 
@@ -43,11 +43,12 @@ class FewRowsGemm(CppMicroGemm):
     """Adds up float32 products of a block of rows in registers, with weights asked for ahead."""
 
     _KERNEL = r"""
-template <int64_t ROWS, bool accum, bool ahead>
+template <int64_t ROWS, bool accum, int64_t LINES, int64_t EVERY>
 inline void {{kernel_name}}_rows(
     const float* {{restrict_keyword}} A,
     const float* {{restrict_keyword}} B,
     float* {{restrict_keyword}} C,
+    const float* ahead,
     int64_t K,
     int64_t lda,
     int64_t ldb,
@@ -63,18 +64,16 @@ inline void {{kernel_name}}_rows(
             sums[m][n] = accum ? Vec::loadu(C + m * ldc + n * Vec::size()) : Vec(0.0f);
         }
     }
-    const auto add = [&](const float* values, int64_t stride) __attribute__((always_inline)) {
+    // A function of its own: written into the loop, GCC 12 keeps sums in memory.
+    const auto add = [&](const float* values) __attribute__((always_inline)) {
         Vec weights[COLS];
         #pragma GCC unroll {{block_n // 8}}
         for (int64_t n = 0; n < COLS; ++n) {
-            if constexpr (ahead) {
-                __builtin_prefetch(B + n * Vec::size() + {{lines_ahead}} * 16);
-            }
             weights[n] = Vec::loadu(B + n * Vec::size());
         }
         #pragma GCC unroll {{block_m}}
         for (int64_t m = 0; m < ROWS; ++m) {
-            const Vec value(values[m * stride]);
+            const Vec value(values[m * lda]);
             #pragma GCC unroll {{block_n // 8}}
             for (int64_t n = 0; n < COLS; ++n) {
                 sums[m][n] = at::vec::fmadd(value, weights[n], sums[m][n]);
@@ -82,22 +81,15 @@ inline void {{kernel_name}}_rows(
         }
         B += ldb;
     };
-    int64_t k = 0;
-{%- if tiled %}
-    // Rows a power of two apart share a set of the cache, and push each other out of it.
-    alignas(64) float tile[ROWS * 16];
-    for (; k + 16 <= K; k += 16) {
-        #pragma GCC unroll {{block_m}}
-        for (int64_t m = 0; m < ROWS; ++m) {
-            Vec::loadu(A + m * lda + k).store(tile + m * 16);
+    for (int64_t k = 0; k < K; ++k) {
+        if (LINES > 0 && k % EVERY == 0) {
+            #pragma GCC unroll {{block_n // 8}}
+            for (int64_t n = 0; n < LINES; ++n) {
+                __builtin_prefetch(ahead + n * 16);
+            }
+            ahead += LINES * 16;
         }
-        for (int64_t i = 0; i < 16; ++i) {
-            add(tile + i, 16);
-        }
-    }
-{%- endif %}
-    for (; k < K; ++k) {
-        add(A + k, lda);
+        add(A + k);
     }
     #pragma GCC unroll {{block_m}}
     for (int64_t m = 0; m < ROWS; ++m) {
@@ -107,24 +99,50 @@ inline void {{kernel_name}}_rows(
         }
     }
 }
+template <bool accum>
+inline void {{kernel_name}}_chunk(
+    const float* {{restrict_keyword}} A,
+    const float* {{restrict_keyword}} B,
+    float* {{restrict_keyword}} C,
+    int64_t M,
+    int64_t K,
+    int64_t lda,
+    int64_t ldb,
+    int64_t ldc
+) {
+    // The blocks of rows share in asking for the next chunk, so that memory never waits for them.
+    const float* ahead = B + {{depth}} * ldb;
+    int64_t m = 0;
+    for (; m + {{block_m}} <= M; m += {{block_m}}) {
+        if (m < {{asking * block_m}}) {
+            {{kernel_name}}_rows<{{block_m}}, accum, {{lines}}, {{every}}>(
+                A + m * lda, B, C + m * ldc, ahead, K, lda, ldb, ldc);
+            ahead += K / {{every}} * {{lines * 16}};
+        } else {
+            {{kernel_name}}_rows<{{block_m}}, accum, 0, 1>(
+                A + m * lda, B, C + m * ldc, ahead, K, lda, ldb, ldc);
+        }
+    }
+{%- if rest %}
+    if (m < M) {
+        {{kernel_name}}_rows<{{rest}}, accum, 0, 1>(
+            A + m * lda, B, C + m * ldc, ahead, K, lda, ldb, ldc);
+    }
+{%- endif %}
+}
 {{declare_kernel}} {
     for (int64_t n = 0; n < N; n += {{block_n}}) {
-        int64_t m = 0;
-        // The first rows bring the weights; those after find them in the cache.
-        if (M >= {{block_m}}) {
-            {{kernel_name}}_rows<{{block_m}}, accum, true>(A, B + n, C + n, K, lda, ldb, ldc);
-            m = {{block_m}};
+        for (int64_t k = 0; k < K; k += {{depth}}) {
+            const int64_t depth = std::min<int64_t>({{depth}}, K - k);
+            const float* weights = B + k * ldb + n;
+            if (accum || k > 0) {
+                {{kernel_name}}_chunk<true>(
+                    A + k, weights, C + n, M, depth, lda, ldb, ldc);
+            } else {
+                {{kernel_name}}_chunk<false>(
+                    A + k, weights, C + n, M, depth, lda, ldb, ldc);
+            }
         }
-        for (; m + {{block_m}} <= M; m += {{block_m}}) {
-            {{kernel_name}}_rows<{{block_m}}, accum, false>(
-                A + m * lda, B + n, C + m * ldc + n, K, lda, ldb, ldc);
-        }
-{%- if rest %}
-        if (m < M) {
-            {{kernel_name}}_rows<{{rest}}, accum, false>(
-                A + m * lda, B + n, C + m * ldc + n, K, lda, ldb, ldc);
-        }
-{%- endif %}
     }
 }
 """
@@ -135,30 +153,35 @@ inline void {{kernel_name}}_rows(
         self.rows = rows
 
     def codegen_define(self, kernel: CppTemplateKernel) -> str:
-        rows, width, _ = self.register_blocking
+        most, width, _ = self.register_blocking
+        lines = width // 16
+        blocks = self.rows // most
+        # With few blocks each asks for several lines at a time, with many for one now and then.
+        each = math.ceil(lines / blocks)
+        every = 1 << min(4, max(0, (blocks // lines).bit_length() - 1))
         untyped: Any = self
         options = {
             **untyped.get_common_options(),
             "declare_kernel": untyped.get_kernel_declaration(),
-            "block_m": rows,
+            "block_m": most,
             "block_n": width,
-            "rest": self.rows % rows,
-            "tiled": rows > 8,
-            "lines_ahead": _LINES_AHEAD,
+            "rest": self.rows % most,
+            "depth": _CHUNK // width,
+            "lines": each,
+            "every": every,
+            "asking": math.ceil(lines * every / each),
         }
         return str(CppTemplate._template_from_string(self._KERNEL).render(options))
 
 
 def _blocking(rows: int, outputs: int) -> GemmBlocking:
-    """Rows and outputs that are summed up in registers: 8 to 16 of the 32 that there are, each of
-    16 values. Few rows with many outputs have enough sums under way; more share the weights.
+    """Rows and outputs summed up in registers, of which there are 32 with 16 values each.
+
+    With up to 32 rows blocks are smaller: each asks for as many weights as the others.
     """
-    if rows <= 4 and outputs % 64 == 0:
-        return GemmBlocking(rows, 64, 1)
-    if (rows <= 8 or rows > 32) and outputs % 32 == 0:
-        return GemmBlocking(min(rows, 8), 32, 1)
-    blocks = math.ceil(rows / 16)
-    return GemmBlocking(math.ceil(rows / blocks), 16, 1)
+    width = next(width for width in (64, 32, 16) if outputs % width == 0)
+    most = {64: 4 if 6 < rows <= 32 else 6, 32: 8, 16: 12}[width]
+    return GemmBlocking(math.ceil(rows / math.ceil(rows / most)), width, 1)
 
 
 def _suits(rows: Any, inputs: Any, outputs: Any) -> bool:
