@@ -91,7 +91,10 @@ def measure(arguments: argparse.Namespace) -> int:
             f"Measured later than the file was begun: {results.date}, commit "
             f"{results.versions['commit']}, window {options.window} s."
         ]
+        here = results.machine
         results = report.Results.load(file)
+        if results.machine != here:
+            later.append(f"Measured on another machine: {report.machine_text(here)}.")
         results.failures.clear()
     answered = {table.question for table in results.tables}
     print(report.environment_text(results), flush=True)

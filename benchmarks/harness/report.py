@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,16 +117,23 @@ def _ratio(value: float, sign: str = "") -> str:
     return f"{value:+.2f}" if sign else (f"{value:.3f}" if value < 10 else f"{value:.1f}")
 
 
+def machine_text(machine: Mapping[str, Any]) -> str:
+    """What `machine.machine` found, in a line."""
+    features = ", ".join(machine.get("cpu_features", []))
+    return (
+        f"{machine.get('cpu')} ({features}), {machine.get('cores')} cores, of which CPUs "
+        f"{machine.get('cpus_used', [])} were used; {machine.get('memory_gb')} GB; Linux "
+        f"{machine.get('kernel')}"
+    )
+
+
 def environment_text(results: Results) -> str:
     """Machine, versions and conditions, in markdown."""
-    machine, used = results.machine, results.machine.get("cpus_used", [])
-    features = ", ".join(machine.get("cpu_features", []))
     packages = ", ".join(f"{name} {value}" for name, value in results.versions.items())
     settings = ", ".join(f"{name} {value}" for name, value in results.settings.items())
     return "\n".join(
         [
-            f"- Machine: {machine.get('cpu')} ({features}), {machine.get('cores')} cores, of which "
-            f"CPUs {used} were used; {machine.get('memory_gb')} GB; Linux {machine.get('kernel')}",
+            f"- Machine: {machine_text(results.machine)}",
             f"- Versions: {packages}",
             f"- Run: {results.name}, {results.date}; {settings}; load average "
             f"{results.load_before} before, {results.load_after} after",
