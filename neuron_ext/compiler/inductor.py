@@ -261,6 +261,7 @@ def _compile(
     example_args, example_kwargs = program.example_inputs or ((), {})
     everything = {**settings, "aot_inductor.metadata": {}, "aot_inductor.output_path": folder}
     try:
+        from neuron_ext.compiler.convolutions import convolutions_as_products
         from neuron_ext.compiler.products import few_rows_products
 
         with (
@@ -268,6 +269,7 @@ def _compile(
             _silent_autotuning(),
             _hidden_symbols(folder),
             few_rows_products() if few_rows else contextlib.nullcontext(),
+            convolutions_as_products(),
         ):
             files: Any = inductor.aot_compile(
                 module, example_args, example_kwargs, options=everything

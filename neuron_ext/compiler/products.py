@@ -1,8 +1,8 @@
 """Products of few rows with packed weights, for TorchInductor to put into the code of a subgraph.
 
-A product of few rows waits for its weights to arrive from memory more than it computes. The kernels
-that oneDNN has for that do not ask for weights ahead of time; these do, and take less time for it
-(`python -m benchmarks run --only kernels`). They go into TorchInductor's own template for products,
+A product of few rows waits for its weights to arrive from memory and from the caches as long as it
+computes, or longer. The kernels that oneDNN has for that do not ask for weights ahead of time; these
+do, and take less time for it (`python -m benchmarks run --only kernels`). They go into TorchInductor's own template for products,
 which packs weights when it compiles and fuses what follows.
 """
 
@@ -16,7 +16,7 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
-from torch._inductor import config, lowering
+from torch._inductor import config, ir, lowering
 from torch._inductor.codegen import cpp_gemm_template
 from torch._inductor.codegen.cpp_micro_gemm import CppMicroGemm
 from torch._inductor.codegen.cpp_template import CppTemplate
@@ -24,17 +24,23 @@ from torch._inductor.codegen.cpp_template_kernel import CppTemplateKernel
 from torch._inductor.codegen.cpp_utils import GemmBlocking
 from torch._inductor.cpu_vec_isa import VecAVX512, pick_vec_isa
 
-# With more, oneDNN computes as fast.
-_MOST_ROWS = 128
-# What the template keeps of the rows in the second-level cache while it goes through the weights.
-_MOST_INPUTS = 1 << 17
+# With more, oneDNN computes as fast. And how many values rows have at most, up to as many rows.
+_MOST_ROWS = 256
+_MOST_VALUES = {128: 1 << 19, _MOST_ROWS: 1 << 18}
 # One row reads weights from memory, beyond the caches, faster with oneDNN.
 _MOST_WEIGHTS_OF_ONE_ROW = 1 << 20
+# With fewer, reading weights takes longer than computing.
+_BUSY_ROWS = 33
+# Values that the second-level cache holds of the rows while they are multiplied with all weights.
+# Where they have more, as many inputs at a time as are in _PART.
+_HELD_VALUES = 1 << 17
+_PART = 768
 # Values of weights that all rows are multiplied with before the next: they and those asked for
 # meanwhile are about what the first-level cache holds.
-_CHUNK = 1 << 13
+_CHUNK = 9216
+_CHUNK_OF_FEW_ROWS = 4096
 # What oneDNN computes of each result on the way, and TorchInductor more slowly, is left to it.
-_CHEAP = ("none", "relu")
+_CHEAP = ("none", "relu", "gelu")
 
 _active: ContextVar[bool] = ContextVar("few_rows_products", default=False)
 
@@ -147,10 +153,10 @@ inline void {{kernel_name}}_chunk(
 }
 """
 
-    def __init__(self, name: str, rows: int, outputs: int) -> None:
+    def __init__(self, name: str, rows: int, inputs: int, outputs: int) -> None:
         f32 = torch.float32
         super().__init__(name, f32, f32, f32, f32, _blocking(rows, outputs))
-        self.rows = rows
+        self.rows, self.inputs = rows, inputs
 
     def codegen_define(self, kernel: CppTemplateKernel) -> str:
         most, width, _ = self.register_blocking
@@ -166,7 +172,7 @@ inline void {{kernel_name}}_chunk(
             "block_m": most,
             "block_n": width,
             "rest": self.rows % most,
-            "depth": _CHUNK // width,
+            "depth": _depth(self.rows, self.inputs, width),
             "lines": each,
             "every": every,
             "asking": math.ceil(lines * every / each),
@@ -174,17 +180,30 @@ inline void {{kernel_name}}_chunk(
         return str(CppTemplate._template_from_string(self._KERNEL).render(options))
 
 
-def _blocking(rows: int, outputs: int) -> GemmBlocking:
-    """Rows and outputs summed up in registers, of which there are 32 with 16 values each.
+class _Blocking(GemmBlocking):
+    """Rows, outputs and inputs that are summed up at a time, in these products and in no others."""
 
-    With up to 32 rows blocks are smaller: each asks for as many weights as the others.
+
+def _blocking(rows: int, outputs: int) -> _Blocking:
+    """For the registers, of which there are 32 with 16 values each.
+
+    With rows that wait for weights blocks are smaller: each asks for as many weights as the others.
     """
-    width = next(width for width in (64, 32, 16) if outputs % width == 0)
-    most = {64: 4 if 6 < rows <= 32 else 6, 32: 8, 16: 12}[width]
-    return GemmBlocking(math.ceil(rows / math.ceil(rows / most)), width, 1)
+    wide = (48, 64) if rows >= _BUSY_ROWS else (64,)
+    width = next(width for width in (*wide, 32, 16) if outputs % width == 0)
+    most = {64: 4 if 6 < rows < _BUSY_ROWS else 6, 48: 8, 32: 8, 16: 12}[width]
+    return _Blocking(math.ceil(rows / math.ceil(rows / most)), width, 1)
 
 
-def _suits(rows: Any, inputs: Any, outputs: Any) -> bool:
+def _depth(rows: int, inputs: int, width: int) -> int:
+    """Inputs that a chunk of weights is for: chunks of a product are of about one size."""
+    most = (_CHUNK if rows >= _BUSY_ROWS else _CHUNK_OF_FEW_ROWS) // width
+    if rows * inputs > _HELD_VALUES:
+        inputs = min(inputs, _PART)
+    return math.ceil(inputs / math.ceil(inputs / most) / 16) * 16
+
+
+def suits(rows: Any, inputs: Any, outputs: Any) -> bool:
     """Whether a product has the shape for which this was measured to be no slower."""
     if not all(
         isinstance(size, int) or getattr(size, "is_Integer", False)
@@ -193,11 +212,16 @@ def _suits(rows: Any, inputs: Any, outputs: Any) -> bool:
         return False
     return bool(
         1 <= rows <= _MOST_ROWS
-        and rows * inputs <= _MOST_INPUTS
+        and rows * inputs <= next(most for limit, most in _MOST_VALUES.items() if rows <= limit)
         and (rows > 1 or inputs * outputs <= _MOST_WEIGHTS_OF_ONE_ROW)
         and outputs % 16 == 0
         and isinstance(pick_vec_isa(), VecAVX512)
     )
+
+
+def wanted() -> bool:
+    """Whether this thread is to compile with these products."""
+    return _active.get()
 
 
 @contextlib.contextmanager
@@ -218,6 +242,8 @@ def _install() -> None:
     """
     templates: Any = cpp_gemm_template
     templates.create_micro_gemm = _create_micro_gemm(templates.create_micro_gemm)
+    template = templates.CppGemmTemplate
+    template._cache_blocking = _cache_blocking(template._cache_blocking)
     onednn = torch.ops.mkldnn._linear_pointwise
     lowerings = lowering.lowerings
     unary = _linear(lowerings[onednn.default])
@@ -230,11 +256,32 @@ def _create_micro_gemm(original: Callable[..., Any]) -> Callable[..., Any]:
     def create_micro_gemm(name: str, m: Any, n: Any, k: Any, **options: Any) -> Any:
         dtypes = {options["input_dtype"], options["input2_dtype"]}
         plain = dtypes == {torch.float32} and options.get("alpha", 1) == 1
-        if _active.get() and plain and _suits(m, k, n):
-            return FewRowsGemm(name, int(m), int(n))
+        if _active.get() and plain and suits(m, k, n):
+            return FewRowsGemm(name, int(m), int(k), int(n))
         return original(name, m, n, k, **options)
 
     return create_micro_gemm
+
+
+def _cache_blocking(original: Callable[..., Any]) -> Callable[..., Any]:
+    """All rows of a thread at a time, which the template would cut up to go through all weights for
+    each of them again.
+    """
+
+    @functools.wraps(original)
+    def cache_blocking(template: Any, num_threads: int) -> Any:
+        blocking = template.register_blocking
+        if not isinstance(blocking, _Blocking):
+            return original(template, num_threads)
+        of_thread = template.thread_blocking(num_threads)
+        rows = of_thread.block_m * blocking.block_m
+        if rows * of_thread.block_k <= _HELD_VALUES:
+            return GemmBlocking(of_thread.block_m, 1, of_thread.block_k)
+        # The sums are added to once for each part, and are held, too.
+        columns = max(1, _HELD_VALUES // (rows * blocking.block_n))
+        return GemmBlocking(of_thread.block_m, min(columns, of_thread.block_n), _PART)
+
+    return cache_blocking
 
 
 def _linear(original: Callable[..., Any]) -> Callable[..., Any]:
@@ -243,6 +290,8 @@ def _linear(original: Callable[..., Any]) -> Callable[..., Any]:
         wanted = _active.get() and attr in _CHEAP and _suit(x, w)
         if not wanted or config.max_autotune:  # which takes what it finds to be faster
             return original(x, w, b, attr, *args, **kwargs)
+        # The template takes no rows whose values are apart.
+        x = ir.ExternKernel.require_stride_order(x, [*reversed(range(len(x.get_size())))])
         with config.patch(max_autotune_gemm=True, max_autotune_gemm_backends="CPP"):
             return original(x, w, b, attr, *args, **kwargs)
 
@@ -268,4 +317,4 @@ def _linear_and_add(original: Callable[..., Any], unary: Callable[..., Any]) -> 
 
 def _suit(x: Any, w: Any) -> bool:
     *rows, inputs = x.get_size()
-    return x.get_dtype() == torch.float32 and _suits(math.prod(rows), inputs, w.get_size()[0])
+    return x.get_dtype() == torch.float32 and suits(math.prod(rows), inputs, w.get_size()[0])
