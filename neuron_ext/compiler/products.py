@@ -1,9 +1,9 @@
 """Products of few rows with packed weights, for TorchInductor to put into the code of a subgraph.
 
-A product of few rows waits for its weights to arrive from memory and from the caches as long as it
-computes, or longer. The kernels that oneDNN has for that do not ask for weights ahead of time; these
-do, and take less time for it (`python -m benchmarks run --only kernels`). They go into TorchInductor's own template for products,
-which packs weights when it compiles and fuses what follows.
+A product of few rows waits for its weights to arrive from memory, or from the caches, about as long
+as it computes. The kernels that oneDNN has for that do not ask for weights ahead of time; these do,
+and take less time for it (`python -m benchmarks run --only kernels`). They go into TorchInductor's
+own template for products, which packs weights when it compiles and fuses what follows.
 """
 
 from __future__ import annotations
