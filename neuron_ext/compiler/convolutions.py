@@ -52,12 +52,15 @@ def _replace(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     """Put a product in the place of a convolution, if it is of those that gain by it."""
     arguments: Any = node.args
     x, weight, bias, padding, stride, dilation, groups, after, *_ = arguments
-    before, result = x.meta["val"], node.meta["val"]
-    # An output is laid out as its node in the graph says.
-    seen = any(user.op == "output" for user in node.users)
-    if seen or groups != 1 or after != "none" or result.dim() != 4:
+    before, result = x.meta.get("val"), node.meta.get("val")
+    if before is None or result is None or result.dim() != 4 or before.dtype != torch.float32:
         return
-    if before.dtype != torch.float32 or weight.op != "get_attr" or len(weight.users) != 1:
+    if groups != 1 or after != "none" or any(len(one) != 2 for one in (padding, stride, dilation)):
+        return
+    # An output is laid out as its node in the graph says.
+    if any(user.op == "output" for user in node.users):
+        return
+    if weight.op != "get_attr" or len(weight.users) != 1:
         return
     module: Any = graph.owning_module
     dense = getattr(module, weight.target).to_dense()
