@@ -63,7 +63,7 @@ def test_every_form_of_window_gives_the_right_sums(tmp_path):
         conv(24, 32, 3, padding=2, dilation=2),
         conv(24, 32, (1, 3), padding=(0, 1)),
         conv(24, 32, (5, 2), padding=(2, 1), stride=(2, 1), dilation=(1, 3), bias=False),
-        conv(24, 32, (8, 7)),
+        conv(24, 32, (3, 7)),
     ]
     model = Convolutions(settings, torch.relu)
     check(tmp_path, model, (torch.randn(1, 24, 8, 7),), products=len(settings), convolutions=0)
@@ -109,8 +109,8 @@ class Block(torch.nn.Module):
 
 def test_a_block_of_a_network(tmp_path):
     torch.manual_seed(3)
-    # 64 pixels, and 256: the windows of many stay convolutions, all of few are products.
-    for size, products, convolutions in ((16, 5, 0), (32, 3, 2)):
+    # 64 pixels, and 256: windows stay convolutions where there are many, or three channels.
+    for size, products, convolutions in ((16, 4, 1), (32, 3, 2)):
         check(
             tmp_path / str(size),
             Block(),
@@ -127,9 +127,13 @@ def test_what_gains_nothing_stays_a_convolution(tmp_path):
         conv(32, 32, 1),  # too many pixels: 17 x 16
         conv(32, 32, 3, groups=2, stride=4),
         conv(32, 20, 3, stride=4),  # outputs that do not fill registers
+        conv(32, 32, 8, stride=8),  # patches, each of whose pixels would be a copy
+        conv(32, 32, 3),  # too many windows
     ]
     model = Convolutions(settings, torch.relu)
-    check(tmp_path, model, (torch.randn(1, 32, 17, 16),), products=0, convolutions=3)
+    check(tmp_path / "many", model, (torch.randn(1, 32, 17, 16),), products=0, convolutions=5)
+    model = Convolutions([conv(8, 32, 3)], torch.relu)
+    check(tmp_path / "thin", model, (torch.randn(1, 8, 6, 6),), products=0, convolutions=1)
 
 
 class Shared(torch.nn.Module):

@@ -8,6 +8,7 @@ side first, which pays where there are few.
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -21,8 +22,12 @@ from torch._inductor.custom_graph_pass import (
 
 from neuron_ext.compiler import products
 
-# With more, copying windows takes longer than the products save.
-_MOST_ROWS_OF_WINDOWS = 64
+# Copying windows takes longer than the products save where there are more of them, and where their
+# pixels have fewer values than a cache line. Each pixel of a window is a copy of its own in the
+# code.
+_MOST_WINDOWS = 64
+_LEAST_CHANNELS = 16
+_MOST_PIXELS = 25
 
 
 @contextlib.contextmanager
@@ -67,8 +72,11 @@ def _replace(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     outputs, channels, *window = dense.shape
     images, _, height, width = result.shape
     rows, inputs = images * height * width, channels * window[0] * window[1]
-    plain = window == [1, 1] and not any(padding)
-    if not products.suits(rows, inputs, outputs) or not (plain or rows <= _MOST_ROWS_OF_WINDOWS):
+    copied = window != [1, 1] or any(padding)
+    few = rows <= _MOST_WINDOWS and math.prod(window) <= _MOST_PIXELS
+    if copied and not (few and channels >= _LEAST_CHANNELS):
+        return
+    if not products.suits(rows, inputs, outputs):
         return
 
     call = _Calls(graph, node)
