@@ -215,7 +215,7 @@ class OneInput(torch.nn.Module):
 def test_products_of_one_input_are_one_unless_cast(tmp_path, flags, products):
     torch.manual_seed(0)
     # More rows than products of few rows have.
-    model, x = OneInput().eval(), torch.randn(129, 64)
+    model, x = OneInput().eval(), torch.randn(257, 64)
     traced = neuron_ext.trace(
         model, x, compiler="inductor", compiler_args=flags, compiler_workdir=tmp_path
     )

@@ -177,7 +177,11 @@ def _judge(case: _Case, options: Options, tally: Tally) -> None:
         tally.expect(fits, f"{case.name}: worked, expected an error with {case.expected!r}")
     else:
         tally.count("that said what they lack")
-        # The name by which C++ and Python programs know that memory ran out is clear enough.
-        clear = said.startswith("error") and (len(said.split()) > 4 or "bad_alloc" in said)
+        # The names by which C++ and Python programs know that memory ran out are clear enough;
+        # Python's own error has no text.
+        names = ("bad_alloc", "MemoryError")
+        clear = said.startswith("error") and (
+            len(said.split()) > 4 or any(name in said for name in names)
+        )
         fits = case.expected == "ok or an error" or case.expected in said
         tally.expect(clear and fits, f"{case.name}: {last}, expected {case.expected}")
