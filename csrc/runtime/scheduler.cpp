@@ -245,6 +245,7 @@ void Scheduler::start_threads(Group& group) {
     Core& core = *cores_[group.first_core_ + i];
     if (core.thread.joinable()) continue;
     core.thread = std::thread(&Scheduler::core_thread, this, group.first_core_ + i);
+    pthread_setname_np(core.thread.native_handle(), message("nc", group.first_core_ + i).c_str());
   }
   group.has_threads_ = true;
 }
@@ -315,7 +316,6 @@ bool Scheduler::silence_if_running(Job& job) {
 }
 
 void Scheduler::core_thread(int32_t core_index) {
-  pthread_setname_np(pthread_self(), message("nc", core_index).c_str());
   on_core_thread_(core_index);
   for (;;) {
     std::shared_ptr<Job> job;

@@ -29,6 +29,8 @@ void ThreadPool::submit(std::function<void()> task) {
   if (under_way >= threads && threads < max_threads_) {
     try {
       threads_.emplace_back(&ThreadPool::thread_main, this);
+      // Here rather than on the thread: what counts threads by name never sees one without.
+      pthread_setname_np(threads_.back().native_handle(), name_.c_str());
     } catch (const std::system_error&) {
       if (threads == 0) throw;
     }
@@ -50,7 +52,6 @@ bool ThreadPool::stop_until(CondVar::Clock::time_point deadline) {
 }
 
 void ThreadPool::thread_main() {
-  pthread_setname_np(pthread_self(), name_.c_str());
   for (;;) {
     std::function<void()> task;
     {
