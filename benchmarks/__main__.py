@@ -112,7 +112,7 @@ def measure(arguments: argparse.Namespace) -> int:
         tables = [found] if isinstance(found, Table) else found
         results.tables += tables
         for table in tables:
-            table.notes += later
+            table.notes = table.notes + later  # not in place: tables of a question may share them
             print("\n" + report.table_text(table), flush=True)
         print(f"{id}: {time.perf_counter() - start:.0f} s", file=sys.stderr, flush=True)
         results.load_after = machine.load_average()
