@@ -143,8 +143,9 @@ bool ReplicaSet::brief() const {
 
 /// Takes a free core for the calling thread to compute on, if it may.
 std::optional<Scheduler::Lease> ReplicaSet::try_lease() {
-  if (!may_compute_here_ && !brief()) return std::nullopt;
-  return runtime_.scheduler().try_lease(group_);
+  const bool bound = !brief();
+  if (!may_compute_here_ && bound) return std::nullopt;
+  return runtime_.scheduler().try_lease(group_, bound);
 }
 
 Tensors ReplicaSet::execute_under(Scheduler::Lease& lease, TensorRefs inputs) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <chrono>
 #include <stdexcept>
 #include <utility>
 
@@ -16,6 +17,12 @@ using Clock = CondVar::Clock;
 namespace {
 
 constexpr int32_t kWordBits = 64;
+
+// What a caller in Python does between two inferences takes about half of this.
+constexpr std::chrono::microseconds kStillThere{500};
+
+/// The core that the thread leased last. Its address stands for the thread.
+thread_local int32_t last_leased = -1;
 
 uint64_t bit_of(int32_t core) {
   return uint64_t{1} << core % kWordBits;
@@ -188,6 +195,7 @@ Scheduler::Duration Scheduler::finished(int32_t core_index, Clock::time_point si
   const Duration took = Clock::now() - since;
   ++core.counts.executions;
   core.counts.busy += took;
+  core.released = since + took;
   if (std::exchange(core.silent, false)) --silent_cores_;
   core.next = closed_ ? nullptr : pop_oldest(core_index);
   if (core.next != nullptr) {
@@ -200,10 +208,25 @@ Scheduler::Duration Scheduler::finished(int32_t core_index, Clock::time_point si
   return took;
 }
 
-std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group) {
+/// Makes the core that the calling thread leased last the group's next one, if another thread has
+/// only just given back the one whose turn it is: that thread is still on the core's CPU, and this
+/// one would be bound to it too, while its own CPU idles.
+void Scheduler::stay_on_own_core(Group& group) {
+  const int32_t own = last_leased;
+  const Core& next = *cores_[group.first_core_ + group.next_];
+  if (own < group.first_core_ || own >= group.first_core_ + group.count_) return;
+  if (cores_[own]->holder != &last_leased || find_free_core(group, own, own + 1) < 0) return;
+  if (next.holder == nullptr || next.holder == &last_leased) return;
+  if (Clock::now() - next.released < kStillThere) group.next_ = own - group.first_core_;
+}
+
+std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group, bool bound) {
   MutexLock lock(mutex_);
+  if (bound && group.count_ > 1) stay_on_own_core(group);
   const int32_t core = take_free_core(group);
   if (core < 0) return std::nullopt;
+  cores_[core]->holder = &last_leased;
+  last_leased = core;
   return Lease(*this, core, core - group.first_core_);
 }
 
@@ -324,6 +347,7 @@ void Scheduler::core_thread(int32_t core_index) {
       Core& core = *cores_[core_index];
       while (core.next == nullptr && !stopping_) core.wake.wait(mutex_);
       job = std::exchange(core.next, nullptr);
+      core.holder = nullptr;
     }
     if (job == nullptr) return;
     const auto since = Clock::now();

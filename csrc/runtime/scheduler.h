@@ -103,7 +103,9 @@ class Scheduler {
   };
 
   /// Takes the next core of the group that is free, for the calling thread to compute on.
-  std::optional<Lease> try_lease(Group& group);
+  /// @param bound whether the thread will be bound to the core's CPUs. It then stays on the core
+  /// that it leased last rather than go to one whose last holder may still be at work there.
+  std::optional<Lease> try_lease(Group& group, bool bound = false);
 
   /// Has the next free core of the group run `job` on the core's own thread, and waits until it is
   /// done. `timeout` counts from the moment the core begins; zero waits as long as it takes.
@@ -138,6 +140,8 @@ class Scheduler {
     bool silent = false;  ///< an inference ran out of time and has not come back
     std::vector<Group*> groups;
     CoreCounts counts;
+    const void* holder = nullptr;  ///< the thread that holds or last held it, unless its own
+    CondVar::Clock::time_point released;
     std::thread thread;
     CondVar wake;
     std::shared_ptr<Job> next;
@@ -153,6 +157,7 @@ class Scheduler {
   void serve_queue(int32_t core_index) REQUIRES(mutex_);
   int32_t find_free_core(const Group& group, int32_t begin, int32_t end) const REQUIRES(mutex_);
   int32_t take_free_core(Group& group) REQUIRES(mutex_);
+  void stay_on_own_core(Group& group) REQUIRES(mutex_);
   std::shared_ptr<Job> pop_oldest(int32_t core_index) REQUIRES(mutex_);
   Duration finished(int32_t core_index, CondVar::Clock::time_point since) REQUIRES(mutex_);
   Duration release(const Lease& lease) EXCLUDES(mutex_);

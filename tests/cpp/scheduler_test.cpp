@@ -108,6 +108,61 @@ TEST(Scheduler, LeasesAndJobsShareOneRoundRobin) {
   }
 }
 
+TEST(Scheduler, OneBoundCallerGoesRoundRobinToo) {
+  Scheduler scheduler(3, ignore_core);
+  Group group(scheduler, 0, 3);
+  for (int32_t i = 0; i < 100; ++i) {
+    const auto lease = scheduler.try_lease(group, true);
+    ASSERT_TRUE(lease);
+    ASSERT_EQ(lease->replica(), i % 3);
+  }
+}
+
+/// This thread leased core 0 last, another one core 1 just before, and it is the turn of core 1.
+void leave_core_1_to_another_thread(Scheduler& scheduler, Group& group) {
+  {
+    const auto first = scheduler.try_lease(group);
+    ASSERT_TRUE(first);
+    ASSERT_EQ(first->replica(), 0);
+    std::thread([&] {
+      const auto second = scheduler.try_lease(group);
+      ASSERT_TRUE(second);
+      ASSERT_EQ(second->replica(), 1);
+    }).join();
+  }
+  const auto turn = scheduler.try_lease(group);
+  ASSERT_TRUE(turn);
+  ASSERT_EQ(turn->replica(), 0);
+}
+
+TEST(Scheduler, ABoundCallerStaysOnItsCoreWhileAnotherMayStillBeOnTheNext) {
+  // A moment, which may be over before this thread comes to it: then it is tried again.
+  for (int attempt = 0;; ++attempt) {
+    Scheduler scheduler(2, ignore_core);
+    Group group(scheduler, 0, 2);
+    leave_core_1_to_another_thread(scheduler, group);
+    const auto own = scheduler.try_lease(group, true);
+    ASSERT_TRUE(own);
+    if (own->replica() != 0) {
+      ASSERT_LT(attempt, 1000);
+      continue;
+    }
+    const auto other = scheduler.try_lease(group, true);
+    ASSERT_TRUE(other);
+    EXPECT_EQ(other->replica(), 1);  // its own is busy: no request waits while a core is free
+    return;
+  }
+}
+
+TEST(Scheduler, ACallerThatIsNotBoundGoesRoundRobinWhoeverCameBefore) {
+  Scheduler scheduler(2, ignore_core);
+  Group group(scheduler, 0, 2);
+  leave_core_1_to_another_thread(scheduler, group);
+  const auto lease = scheduler.try_lease(group);
+  ASSERT_TRUE(lease);
+  EXPECT_EQ(lease->replica(), 1);
+}
+
 TEST(Scheduler, PassesBusyCoresBy) {
   Scheduler scheduler(3, ignore_core);
   Group group(scheduler, 0, 3);
