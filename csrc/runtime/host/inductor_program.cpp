@@ -13,6 +13,7 @@
 
 #include "common/message.h"
 #include "runtime/host/integrity.h"
+#include "runtime/host/kept_memory.h"
 #include "runtime/host/native_library.h"
 #include "runtime/host/thread_settings.h"
 
@@ -120,6 +121,7 @@ class Program final : public InductorProgram {
     for (const auto& constant : executable_->constants) {
       constants_.push_back(make_constant(weights_, constant));
     }
+    keep_freed_memory();
   }
 
   std::unique_ptr<Replica> make_replica(int32_t intra_op_threads) override;
