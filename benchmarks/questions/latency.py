@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from statistics import median
 
@@ -16,6 +17,9 @@ OURS, MANY = "neuron_ext, 2 replicas, 2 callers", "neuron_ext, 2 replicas, 16 ca
 LOAD = 0.8
 # A percentile takes requests, and a queue some time to come and go.
 REQUESTS, WINDOWS = 300, 2
+# The load is what it is said to be if the throughput after is that before, within as much. If not,
+# the machine has become faster or slower meanwhile, and it is measured again, so many times.
+CHANGE, ATTEMPTS = 0.1, 4
 
 
 def latency(options: Options, model: str) -> list[Table]:
@@ -31,20 +35,28 @@ def latency(options: Options, model: str) -> list[Table]:
         **two_callers(model, options),
     }
     found: dict[str, list[list[float]]] = {name: [] for name in starts}
-    rates: dict[str, list[float]] = {name: [] for name in starts}
+    loads: dict[str, list[_AtLoad]] = {name: [] for name in starts}
     with Fleet(starts) as fleet:
         for number in range(options.rounds):
             for name in rotated(list(starts), number):
-                rate = LOAD * float(fleet.workers[name].call("throughput", seconds=options.window))
-                rates[name].append(rate)
-                found[name].append(_latencies(fleet, name, rate, options.window, seed=number))
+                measured = _measure(fleet, name, options.window, seed=number)
+                loads[name].append(measured)
+                found[name].append(measured.latencies)
         fleet.check_idle()
         notes = fleet.notes()
-    loads = ", ".join(f"{name} {median(own):.1f}" for name, own in rates.items())
     fewest = min(len(own) for rounds in found.values() for own in rounds)
+    everything = [one for own in loads.values() for one in own]
+    unsteady = sum(one.change > CHANGE for one in everything)
+    rates = ", ".join(
+        f"{name} {median(one.rate for one in own):.1f} ({median(one.load for one in own):.0%})"
+        for name, own in loads.items()
+    )
     notes += [
-        "Before each measurement the subject is asked what it can do just then: requests arrive "
-        f"at {LOAD:.0%} of that, {fewest} or more each time. Requests per second: {loads}.",
+        "Before and after each measurement the subject is asked what it can do just then: requests "
+        f"arrive at {LOAD:.0%} of what it could before, {fewest} or more each time. Where that "
+        f"changed by more than {CHANGE:.0%}, the machine did, and it was measured again, up to "
+        f"{ATTEMPTS} times; the steadiest counts. {unsteady} of {len(everything)} stayed unsteady. "
+        f"Requests per second, and load by what it could before and after: {rates}.",
         "The best peer is the one with the lowest p99/p50.",
     ]
     ratios = _percentiles(found, lambda own: percentile(own, 0.99) / percentile(own, 0.5))
@@ -73,13 +85,39 @@ def latency(options: Options, model: str) -> list[Table]:
     return tables
 
 
-def _latencies(fleet: Fleet, name: str, rate: float, window: float, seed: int) -> list[float]:
-    """Seconds per request of one subject, for ``rate`` requests per second."""
-    seconds = max(WINDOWS * window, REQUESTS / rate)
-    found: list[float] = fleet.workers[name].call(
-        "latencies", rate=rate, seconds=seconds, seed=seed
-    )
-    return found
+@dataclass(frozen=True)
+class _AtLoad:
+    """Seconds per request at ``rate`` requests per second, and throughput before and after."""
+
+    latencies: list[float]
+    rate: float
+    before: float
+    after: float
+
+    @property
+    def change(self) -> float:
+        return abs(self.after / self.before - 1)
+
+    @property
+    def load(self) -> float:
+        return 2 * self.rate / (self.before + self.after)
+
+
+def _measure(fleet: Fleet, name: str, window: float, seed: int) -> _AtLoad:
+    """One subject under load, while the machine is steady."""
+    worker = fleet.workers[name]
+    attempts: list[_AtLoad] = []
+    before = float(worker.call("throughput", seconds=window))
+    for _ in range(ATTEMPTS):
+        rate = LOAD * before
+        seconds = max(WINDOWS * window, REQUESTS / rate)
+        latencies: list[float] = worker.call("latencies", rate=rate, seconds=seconds, seed=seed)
+        after = float(worker.call("throughput", seconds=window))
+        attempts.append(_AtLoad(latencies, rate, before, after))
+        if attempts[-1].change <= CHANGE:
+            break
+        before = after
+    return min(attempts, key=lambda one: one.change)
 
 
 def _percentiles(
