@@ -1,4 +1,7 @@
-"""Convolutions that are compiled as products: right in every form, and only where they gain."""
+"""Convolutions that are compiled as products: right in every form, and only where they gain.
+
+Those of many pixels by tiles have tests of their own.
+"""
 
 import copy
 import threading
@@ -64,6 +67,8 @@ def test_every_form_of_window_gives_the_right_sums(tmp_path):
         conv(24, 32, (1, 3), padding=(0, 1)),
         conv(24, 32, (5, 2), padding=(2, 1), stride=(2, 1), dilation=(1, 3), bias=False),
         conv(24, 32, (3, 7)),
+        conv(24, 32, 3, padding="same"),
+        conv(24, 32, 3, padding="valid"),
     ]
     model = Convolutions(settings, torch.relu)
     check(tmp_path, model, (torch.randn(1, 24, 8, 7),), products=len(settings), convolutions=0)
@@ -186,7 +191,7 @@ def test_what_others_compile_meanwhile_is_left_alone():
             codes.append(torch._inductor.utils.run_and_get_code(work, x)[1][0])
 
     # The configuration of TorchInductor is of all threads, what is wanted is of this one.
-    with few_rows_products(), convolutions_as_products():
+    with few_rows_products(), convolutions_as_products(tiled=True):
         thread = threading.Thread(target=compile_it)
         thread.start()
         thread.join(300)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import math
 from collections.abc import Iterator
+from contextvars import ContextVar
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from torch._inductor.custom_graph_pass import (
     get_hash_for_files,
 )
 
-from neuron_ext.compiler import products
+from neuron_ext.compiler import products, winograd
 
 # Copying windows takes longer than the products save where there are more of them, and where their
 # pixels have fewer values than a cache line. Each pixel of a window is a copy of its own in the
@@ -29,13 +30,21 @@ _MOST_WINDOWS = 64
 _LEAST_CHANNELS = 16
 _MOST_PIXELS = 25
 
+_tiled: ContextVar[bool] = ContextVar("tiled_convolutions", default=False)
+
 
 @contextlib.contextmanager
-def convolutions_as_products() -> Iterator[None]:
-    """What is compiled meanwhile, with few_rows_products, has products for these convolutions."""
+def convolutions_as_products(*, tiled: bool) -> Iterator[None]:
+    """What is compiled meanwhile, with few_rows_products, has products for these convolutions;
+    ``tiled`` to have them for those of many pixels, too.
+    """
     passes = get_custom_graph_passes(config.post_grad_custom_pre_pass)
-    with config.patch(post_grad_custom_pre_pass=[*passes, _AsProducts()]):
-        yield
+    token = _tiled.set(tiled)
+    try:
+        with config.patch(post_grad_custom_pre_pass=[*passes, _AsProducts()]):
+            yield
+    finally:
+        _tiled.reset(token)
 
 
 class _AsProducts(CustomGraphPass):
@@ -50,7 +59,7 @@ class _AsProducts(CustomGraphPass):
             _replace(graph, node)
 
     def uuid(self) -> bytes:
-        return get_hash_for_files((__file__, products.__file__))
+        return get_hash_for_files((__file__, products.__file__, winograd.__file__))
 
 
 def _replace(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
@@ -60,41 +69,103 @@ def _replace(graph: torch.fx.Graph, node: torch.fx.Node) -> None:
     before, result = x.meta.get("val"), node.meta.get("val")
     if before is None or result is None or result.dim() != 4 or before.dtype != torch.float32:
         return
-    if groups != 1 or after != "none" or any(len(one) != 2 for one in (padding, stride, dilation)):
+    if groups != 1 or after != "none":
         return
+    # One number is for both dimensions.
+    padding, stride, dilation = (list(one) * (2 // len(one)) for one in (padding, stride, dilation))
     # An output is laid out as its node in the graph says.
     if any(user.op == "output" for user in node.users):
         return
     if weight.op != "get_attr" or len(weight.users) != 1:
         return
+    sizes = (*before.shape, *result.shape)
+    if not all(isinstance(size, int) for size in sizes):
+        return
     module: Any = graph.owning_module
     dense = getattr(module, weight.target).to_dense()
-    outputs, channels, *window = dense.shape
-    images, _, height, width = result.shape
-    rows, inputs = images * height * width, channels * window[0] * window[1]
-    copied = window != [1, 1] or any(padding)
-    few = rows <= _MOST_WINDOWS and math.prod(window) <= _MOST_PIXELS
-    if copied and not (few and channels >= _LEAST_CHANNELS):
-        return
-    if not products.suits(rows, inputs, outputs):
-        return
-
-    call = _Calls(graph, node)
-    name = f"{weight.target}_as_matrix"
-    matrix = dense.permute(0, 2, 3, 1).reshape(outputs, inputs).contiguous()
-    setattr(module, name, torch.ops.mkldnn._reorder_linear_weight(matrix, rows))
+    last = node
     with graph.inserting_before(node):
-        packed = graph.get_attr(name)
-        packed.meta["val"] = result.new_empty(outputs, inputs)
-        pixels = call.pixels(x)
-        windows = _windows(call, pixels, window, padding, stride, dilation, (height, width))
-        flat = call.reshape(windows, [rows, inputs])
-        sums = call.linear(flat, packed, bias, outputs)
-        y = call.images(call.reshape(sums, [images, height, width, outputs]))
-    node.replace_all_uses_with(y)
+        call = _Calls(graph, node, f"{weight.target}_packed")
+        if _few(dense, result, padding):
+            y = _product(call, x, dense, bias, (padding, stride, dilation))
+        elif _tiled.get() and _tiles(dense, result, stride, dilation):
+            last = _rectified(node)
+            y = _winograd(call, x, dense, bias, padding, rectified=last is not node)
+        else:
+            return
+    last.replace_all_uses_with(y)
+    if last is not node:
+        graph.erase_node(last)
     graph.erase_node(node)
     graph.erase_node(weight)
     delattr(module, weight.target)
+
+
+def _few(weight: torch.Tensor, result: torch.Tensor, padding: list[int]) -> bool:
+    """Whether a product of few rows takes less time."""
+    outputs, channels, *window = weight.shape
+    images, _, height, width = result.shape
+    rows, inputs = images * height * width, channels * math.prod(window)
+    copied = window != [1, 1] or any(padding)
+    few = rows <= _MOST_WINDOWS and math.prod(window) <= _MOST_PIXELS
+    if copied and not (few and channels >= _LEAST_CHANNELS):
+        return False
+    return products.suits(rows, inputs, outputs)
+
+
+def _tiles(
+    weight: torch.Tensor, result: torch.Tensor, stride: list[int], dilation: list[int]
+) -> bool:
+    """Whether products of transformed tiles take less time."""
+    outputs, channels, *window = weight.shape
+    images, _, height, width = result.shape
+    dense = (window, stride, dilation) == ([3, 3], [1, 1], [1, 1])
+    return dense and winograd.suits(images, height, width, channels, outputs)
+
+
+def _rectified(node: torch.fx.Node) -> torch.fx.Node:
+    """The relu that alone follows, or the convolution itself."""
+    user, *others = node.users
+    relu = user.op == "call_function" and user.target is torch.ops.aten.relu.default
+    # An output is laid out as its node in the graph says.
+    if others or not relu or any(one.op == "output" for one in user.users):
+        return node
+    return user
+
+
+def _product(
+    call: _Calls,
+    x: torch.fx.Node,
+    weight: torch.Tensor,
+    bias: torch.fx.Node | None,
+    form: tuple[list[int], list[int], list[int]],
+) -> torch.fx.Node:
+    outputs, channels, *window = weight.shape
+    images, _, height, width = call.shape
+    rows, inputs = images * height * width, channels * math.prod(window)
+    matrix = weight.permute(0, 2, 3, 1).reshape(outputs, inputs).contiguous()
+    packed = call.constant(torch.ops.mkldnn._reorder_linear_weight(matrix, rows), [outputs, inputs])
+    windows = _windows(call, call.pixels(x), window, *form, (height, width))
+    sums = call.linear(call.reshape(windows, [rows, inputs]), packed, bias, outputs)
+    return call.images(call.reshape(sums, [images, height, width, outputs]))
+
+
+def _winograd(
+    call: _Calls,
+    x: torch.fx.Node,
+    weight: torch.Tensor,
+    bias: torch.fx.Node | None,
+    padding: list[int],
+    *,
+    rectified: bool,
+) -> torch.fx.Node:
+    images, outputs, height, width = call.shape
+    blocks = winograd.packed(weight)
+    packed = call.constant(blocks, list(blocks.shape))
+    arguments = (call.pixels(x), packed, bias, tuple(padding), rectified)
+    return call.images(
+        call.opaque(winograd.convolution, arguments, [images, height, width, outputs])
+    )
 
 
 def _windows(
@@ -125,9 +196,22 @@ def _windows(
 class _Calls:
     """Adds nodes to a graph, with what TorchInductor wants to know of their results."""
 
-    def __init__(self, graph: torch.fx.Graph, like: torch.fx.Node) -> None:
-        self._graph = graph
-        self._mode = like.meta["val"].fake_mode
+    def __init__(self, graph: torch.fx.Graph, like: torch.fx.Node, name: str) -> None:
+        self._graph, self._name = graph, name
+        self._result: torch.Tensor = like.meta["val"]
+        self._mode: Any = like.meta["val"].fake_mode
+
+    @property
+    def shape(self) -> torch.Size:
+        """(images, channels, height, width) of the convolution's result."""
+        return self._result.shape
+
+    def constant(self, value: torch.Tensor, shape: list[int]) -> torch.fx.Node:
+        """Weights in a form of their own, as which they have this shape."""
+        setattr(self._graph.owning_module, self._name, value)
+        node = self._graph.get_attr(self._name)
+        node.meta["val"] = self._result.new_empty(shape)
+        return node
 
     def pixels(self, x: torch.fx.Node) -> torch.fx.Node:
         """(images, height, width, channels) of (images, channels, height, width)."""
@@ -159,10 +243,13 @@ class _Calls:
         self, x: torch.fx.Node, weight: torch.fx.Node, bias: torch.fx.Node | None, outputs: int
     ) -> torch.fx.Node:
         target = torch.ops.mkldnn._linear_pointwise.default
-        node = self._graph.call_function(target, (x, weight, bias, "none", [], ""))
-        with self._mode:
-            value = x.meta["val"]
-            node.meta["val"] = value.new_empty(value.shape[0], outputs)
+        arguments: tuple[Any, ...] = (x, weight, bias, "none", [], "")
+        return self.opaque(target, arguments, [x.meta["val"].shape[0], outputs])
+
+    def opaque(self, target: Any, arguments: tuple[Any, ...], shape: list[int]) -> torch.fx.Node:
+        """A call whose result has this shape, which is not looked into."""
+        node = self._graph.call_function(target, arguments)
+        node.meta["val"] = self._result.new_empty(shape)
         return node
 
     def _add(self, target: Any, *args: Any) -> torch.fx.Node:

@@ -122,11 +122,14 @@ def compile_inductor(
     }
     # They pack weights in ways of their own, which depend on the number of rows.
     few_rows = not options.shared_weights
+    tiled = options.optlevel > 1
     with _threads_of_a_core():
         native = cached_compile(
             program,
-            {**settings, "neuron_ext.few_rows_products": few_rows},
-            lambda: _compile_native(flat, program, settings, workdir, few_rows=few_rows),
+            {**settings, "neuron_ext.few_rows_products": few_rows, "neuron_ext.tiled": tiled},
+            lambda: _compile_native(
+                flat, program, settings, workdir, few_rows=few_rows, tiled=tiled
+            ),
             store=store,
             reuse=reuse,
             level=logging.DEBUG if options.verbose is None else logging.INFO,
@@ -231,11 +234,12 @@ def _compile_native(
     workdir: Path | None,
     *,
     few_rows: bool,
+    tiled: bool,
 ) -> NativeCode:
     _require_cpp_compiler()
     with scratch_folder("compile") as folder:
         try:
-            files = _compile(flat, program, settings, folder, few_rows=few_rows)
+            files = _compile(flat, program, settings, folder, few_rows=few_rows, tiled=tiled)
         finally:
             if workdir is not None:
                 _keep(Path(folder), workdir)
@@ -252,6 +256,7 @@ def _compile(
     folder: str,
     *,
     few_rows: bool,
+    tiled: bool,
 ) -> list[Path]:
     """Run AOTInductor with its output in ``folder``; the files that belong to the result."""
     from torch import _inductor as inductor
@@ -269,7 +274,7 @@ def _compile(
             _silent_autotuning(),
             _hidden_symbols(folder),
             few_rows_products() if few_rows else contextlib.nullcontext(),
-            convolutions_as_products(),
+            convolutions_as_products(tiled=tiled),
         ):
             files: Any = inductor.aot_compile(
                 module, example_args, example_kwargs, options=everything

@@ -50,7 +50,7 @@ class FewRowsGemm(CppMicroGemm):
 
     _KERNEL = r"""
 template <int64_t ROWS, bool accum, int64_t LINES, int64_t EVERY>
-inline void {{kernel_name}}_rows(
+{{inlined}} void {{kernel_name}}_rows(
     const float* {{restrict_keyword}} A,
     const float* {{restrict_keyword}} B,
     float* {{restrict_keyword}} C,
@@ -106,7 +106,7 @@ inline void {{kernel_name}}_rows(
     }
 }
 template <bool accum>
-inline void {{kernel_name}}_chunk(
+{{inlined}} void {{kernel_name}}_chunk(
     const float* {{restrict_keyword}} A,
     const float* {{restrict_keyword}} B,
     float* {{restrict_keyword}} C,
@@ -153,9 +153,13 @@ inline void {{kernel_name}}_chunk(
 }
 """
 
-    def __init__(self, name: str, rows: int, inputs: int, outputs: int) -> None:
+    def __init__(
+        self, name: str, rows: int, inputs: int, blocking: GemmBlocking, *, inlined: bool = False
+    ) -> None:
+        """``inlined`` to have it in the code of its caller, whose sizes are constants."""
         f32 = torch.float32
-        super().__init__(name, f32, f32, f32, f32, _blocking(rows, outputs))
+        super().__init__(name, f32, f32, f32, f32, blocking)
+        self.inlined = inlined
         self.rows, self.inputs = rows, inputs
 
     def codegen_define(self, kernel: CppTemplateKernel) -> str:
@@ -171,6 +175,7 @@ inline void {{kernel_name}}_chunk(
             "declare_kernel": untyped.get_kernel_declaration(),
             "block_m": most,
             "block_n": width,
+            "inlined": "__attribute__((always_inline)) inline" if self.inlined else "inline",
             "rest": self.rows % most,
             "depth": _depth(self.rows, self.inputs, width),
             "lines": each,
@@ -257,7 +262,7 @@ def _create_micro_gemm(original: Callable[..., Any]) -> Callable[..., Any]:
         dtypes = {options["input_dtype"], options["input2_dtype"]}
         plain = dtypes == {torch.float32} and options.get("alpha", 1) == 1
         if _active.get() and plain and suits(m, k, n):
-            return FewRowsGemm(name, int(m), int(k), int(n))
+            return FewRowsGemm(name, int(m), int(k), _blocking(int(m), int(n)))
         return original(name, m, n, k, **options)
 
     return create_micro_gemm
