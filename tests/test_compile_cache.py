@@ -45,11 +45,13 @@ class Compiler:
     def __init__(self):
         self.names = []
         self.few_rows = []
+        self.tiled = []
         self.during = lambda: None
 
-    def __call__(self, flat, _program, _settings, _workdir, *, few_rows):
+    def __call__(self, flat, _program, _settings, _workdir, *, few_rows, tiled):
         self.names.append(flat.name)
         self.few_rows.append(few_rows)
+        self.tiled.append(tiled)
         self.during()
         constant = Constant("_frozen_param0", "parts.0.bias", "uint8", "strided", 0, 4, (4,), (1,))
         return NativeCode(CODE.clone(), WEIGHTS.clone(), [constant])
@@ -166,6 +168,7 @@ def test_what_differs_is_compiled(folder, compiler):
     for func, flags in ((SmallNet().eval(), ""), (other, ""), (other, "-O1")):
         _trace(func, compiler_args=flags)
     assert compiler.names == ["SmallNet"] * 3
+    assert compiler.tiled == [True, True, False]
     assert len(_entries(folder)) == 3
 
 

@@ -52,10 +52,9 @@ def check(tmp_path, model, inputs, *, tiled, args=""):
     return traced
 
 
-def test_every_edge_of_an_image_is_right(tmp_path):
-    """Even and odd numbers of pixels, tiles that do and do not fill a strip."""
+def test_every_form_is_right_and_what_gains_nothing_is_left(tmp_path):
     torch.manual_seed(0)
-    settings = [
+    forms = [
         conv(64, 64),
         conv(32, 96, bias=False),
         conv(64, 32, padding=0),
@@ -64,38 +63,36 @@ def test_every_edge_of_an_image_is_right(tmp_path):
         conv(64, 32, padding="same"),
         conv(64, 32, padding="valid", bias=False),
     ]
-    sizes = [(14, 20), (13, 69)]
-    model = Convolutions([one for one in settings for _ in sizes])
-    inputs = [torch.randn(1, one["in_channels"], *size) for one in settings for size in sizes]
-    check(tmp_path, model, inputs, tiled=len(inputs))
-
-
-def both(x):
-    return torch.relu(x), torch.sigmoid(x) + x
-
-
-@pytest.mark.parametrize("after", [lambda x: x * 2, lambda x: torch.cat(both(x))])
-def test_what_follows_is_computed_once(tmp_path, after):
-    torch.manual_seed(1)
-    model = Convolutions([conv(48, 64), conv(48, 32, bias=False)], after)
-    check(tmp_path, model, [torch.randn(1, 48, 11, 12) for _ in range(2)], tiled=2)
-
-
-def test_images_of_a_batch_are_not_mixed_up(tmp_path):
-    torch.manual_seed(2)
-    # 3 x 36 tiles: strips that begin in one image and end in the next. In either layout.
-    x, y = torch.randn(3, 64, 11, 12), torch.randn(3, 64, 11, 12)
-    y = y.contiguous(memory_format=torch.channels_last)
-    check(tmp_path, Convolutions([conv(64, 64), conv(64, 32)]), [x, y], tiled=2)
-
-
-def test_many_channels_are_added_up_in_parts(tmp_path):
-    torch.manual_seed(3)
+    # Even and odd numbers of pixels, tiles that do and do not fill a strip.
+    tiled = [(one, (1, *size)) for one in forms for size in ((14, 20), (13, 69))]
+    # 3 x 36 tiles: strips that begin in one image and end in the next.
+    tiled.append((conv(64, 32), (3, 11, 12)))
     # Transformed weights that the caches hold at once, and not; channels that are and are not
     # whole parts; tiles that have to be few.
-    shapes = [(128, 128, 9), (256, 256, 14), (272, 96, 9), (512, 64, 12)]
-    model = Convolutions([conv(inputs, outputs) for inputs, outputs, _ in shapes])
-    check(tmp_path, model, [torch.randn(1, inputs, n, n) for inputs, _, n in shapes], tiled=4)
+    for inputs, outputs, size in ((128, 128, 9), (256, 256, 14), (272, 96, 9), (512, 64, 12)):
+        tiled.append((conv(inputs, outputs), (1, size, size)))
+    others = [
+        conv(64, 64, stride=2),
+        conv(64, 64, dilation=2),
+        conv(64, 64, groups=2),
+        conv(64, 64, kernel_size=5),
+        conv(64, 80),  # outputs that do not fill blocks
+        conv(64, 16),
+        conv(16, 64),
+        conv(528, 32),
+    ]
+    settings = tiled + [(one, (1, 18, 18)) for one in others]
+    inputs = [torch.randn(n, one["in_channels"], *size) for one, (n, *size) in settings]
+    check(tmp_path, Convolutions([one for one, _ in settings]), inputs, tiled=len(tiled))
+
+
+def test_what_follows_is_computed_once(tmp_path):
+    torch.manual_seed(1)
+    model = Convolutions([conv(48, 64), conv(48, 32, bias=False)], lambda x: torch.sigmoid(x) + x)
+    # In either layout.
+    x = torch.randn(2, 48, 11, 12)
+    y = torch.randn(2, 48, 11, 12).contiguous(memory_format=torch.channels_last)
+    check(tmp_path, model, [x, y], tiled=2)
 
 
 class Block(torch.nn.Module):
@@ -142,22 +139,6 @@ def test_the_threads_of_a_core_share_the_tiles(tmp_path):
     several = len(os.sched_getaffinity(0)) > 1
     shared = "#pragma omp for schedule(static)" in (tmp_path / "kernel.cpp").read_text()
     assert shared == (several and FAST)
-
-
-def test_what_gains_nothing_stays_as_it_was(tmp_path):
-    torch.manual_seed(7)
-    settings = [
-        conv(64, 64, stride=2),
-        conv(64, 64, dilation=2),
-        conv(64, 64, groups=2),
-        conv(64, 64, kernel_size=5),
-        conv(64, 80),  # outputs that do not fill blocks
-        conv(64, 16),
-        conv(16, 64),
-        conv(528, 32),
-    ]
-    inputs = [torch.randn(1, one["in_channels"], 18, 18) for one in settings]
-    check(tmp_path, Convolutions(settings), inputs, tiled=0)
 
 
 def test_o1_multiplies_every_window(tmp_path):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import copy
 import io
 import os
+import time
 
 import torch
 
@@ -22,8 +23,10 @@ from stress.harness.watchdog import Watchdog
 
 RESIDENT_SHARE = 0.02
 _WARM_UP = 20
+_SETTLED_WITHIN = 10
+"""Seconds."""
 _THREADS = {
-    # The main thread, the watchdog's, and its timer, which now and then begins anew.
+    # The main thread, the watchdog's, and its timer, which begins anew while the one before ends.
     "python": 3,
     "nc": CORES,
     "neuron-load": max(4, min(16, os.cpu_count() or 1)),
@@ -33,7 +36,7 @@ _THREADS = {
 
 
 def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
-    """Measures after a warm-up, at a few points between, and in the end."""
+    """Measures after a warm-up, and in the end."""
     names = ["portable", "native", "weights"]
     files = [options.models / f"{name}.pt" for name in names]
     data = [file.read_bytes() for file in files]
@@ -46,13 +49,11 @@ def run(options: Options, tally: Tally, watchdog: Watchdog) -> None:
 
     for i in range(_WARM_UP):
         cycle(i)
-    first = last = held()
-    points = max(1, options.cycles // 10)
+    first = held()
     for i in range(options.cycles):
         cycle(i)
         tally.count("cycles")
-        if i % points == points - 1:
-            last = held()
+    last = _settled(first)
     _compare(first, last, tally)
     tally.note(f"before: {first.text()}; after: {last.text()}")
     models = sum(core.models for core in neuron_ext.core_stats())
@@ -91,6 +92,22 @@ def _cycle(i: int, module: torch.nn.Module, tally: Tally) -> None:
         neuron_ext.set_neuron_cores(module, -1, 2)
 
 
+def _settled(first: Held) -> Held:
+    """When threads that just begin have their names, and those that just end are gone."""
+    deadline = time.monotonic() + _SETTLED_WITHIN
+    while True:
+        last = held()
+        steady = all(number <= _most(first, name) for name, number in last.threads.items())
+        if steady or time.monotonic() > deadline:
+            return last
+        time.sleep(0.05)
+
+
+def _most(first: Held, name: str) -> int:
+    """Pools grow with the most that was ever under way at once, and no further."""
+    return max(first.threads.get(name, 0), _THREADS.get(name, 0))
+
+
 def _compare(first: Held, last: Held, tally: Tally) -> None:
     for what, before, after in (
         ("descriptors", first.descriptors, last.descriptors),
@@ -98,8 +115,7 @@ def _compare(first: Held, last: Held, tally: Tally) -> None:
     ):
         tally.expect(after <= before, f"{what}: {before} before, {after} after")
     for name, number in last.threads.items():
-        # Pools grow with the most that was ever under way at once, and no further.
-        most = max(first.threads.get(name, 0), _THREADS.get(name, 0))
+        most = _most(first, name)
         tally.expect(number <= most, f"threads {name!r}: {number}, expected at most {most}")
     # The allocator may cut what it has into a few more pieces, but not into more with each cycle.
     tally.expect(
