@@ -67,7 +67,6 @@ def test_every_form_of_window_gives_the_right_sums(tmp_path):
         conv(24, 32, (1, 3), padding=(0, 1)),
         conv(24, 32, (5, 2), padding=(2, 1), stride=(2, 1), dilation=(1, 3), bias=False),
         conv(24, 32, (3, 7)),
-        conv(24, 32, 3, padding="same"),
         conv(24, 32, 3, padding="valid"),
     ]
     model = Convolutions(settings, torch.relu)

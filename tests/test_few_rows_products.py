@@ -52,9 +52,9 @@ def check(tmp_path, shapes, after, *, fast, bias=True, error=1e-5):
 _ROWS = (1, 2, 4, 5, 8, 9, 16, 17, 31, 32, 33, 47, 128, 129, 256)
 _SHAPES = [
     *((rows, 64, 64) for rows in _ROWS),
-    *((rows, 37, 96) for rows in _ROWS),
-    *((rows, 20, 16) for rows in _ROWS),
-    *((rows, 29, 32) for rows in _ROWS),
+    *((rows, 37, 96) for rows in _ROWS[::2]),
+    *((rows, 20, 16) for rows in _ROWS[1::2]),
+    *((rows, 29, 32) for rows in _ROWS[::2]),
     (16, 1024, 48),
     (3, 1500, 128),
     (60, 2000, 32),
