@@ -21,8 +21,12 @@ constexpr int32_t kWordBits = 64;
 // What a caller in Python does between two inferences takes about half of this.
 constexpr std::chrono::microseconds kStillThere{500};
 
-/// The core that the thread leased last. Its address stands for the thread.
-thread_local int32_t last_leased = -1;
+/// What the thread leased last. Its address stands for the thread.
+struct LastLease {
+  int32_t core = -1;
+  CondVar::Clock::time_point since;
+};
+thread_local LastLease last_lease;
 
 uint64_t bit_of(int32_t core) {
   return uint64_t{1} << core % kWordBits;
@@ -210,13 +214,15 @@ Scheduler::Duration Scheduler::finished(int32_t core_index, Clock::time_point si
 
 /// Makes the core that the calling thread leased last the group's next one, if another thread has
 /// only just given back the one whose turn it is: that thread is still on the core's CPU, and this
-/// one would be bound to it too, while its own CPU idles.
+/// one would be bound to it too, while its own CPU idles. Only if the two computed at the same
+/// time: callers that come one after another go round robin, whoever they are.
 void Scheduler::stay_on_own_core(Group& group) {
-  const int32_t own = last_leased;
+  const int32_t own = last_lease.core;
   const Core& next = *cores_[group.first_core_ + group.next_];
   if (own < group.first_core_ || own >= group.first_core_ + group.count_) return;
-  if (cores_[own]->holder != &last_leased || find_free_core(group, own, own + 1) < 0) return;
-  if (next.holder == nullptr || next.holder == &last_leased) return;
+  if (cores_[own]->holder != &last_lease || find_free_core(group, own, own + 1) < 0) return;
+  if (next.holder == nullptr || next.holder == &last_lease) return;
+  if (next.released < last_lease.since) return;
   if (Clock::now() - next.released < kStillThere) group.next_ = own - group.first_core_;
 }
 
@@ -225,9 +231,10 @@ std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group, bool bound) {
   if (bound && group.count_ > 1) stay_on_own_core(group);
   const int32_t core = take_free_core(group);
   if (core < 0) return std::nullopt;
-  cores_[core]->holder = &last_leased;
-  last_leased = core;
-  return Lease(*this, core, core - group.first_core_);
+  Lease lease(*this, core, core - group.first_core_);
+  cores_[core]->holder = &last_lease;
+  last_lease = {core, lease.since_};
+  return lease;
 }
 
 Scheduler::Duration Scheduler::release(const Lease& lease) {

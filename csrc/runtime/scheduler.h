@@ -104,7 +104,8 @@ class Scheduler {
 
   /// Takes the next core of the group that is free, for the calling thread to compute on.
   /// @param bound whether the thread will be bound to the core's CPUs. It then stays on the core
-  /// that it leased last rather than go to one whose last holder may still be at work there.
+  /// that it leased last rather than go to one whose last holder, which computed at the same time,
+  /// may still be at work there.
   std::optional<Lease> try_lease(Group& group, bool bound = false);
 
   /// Has the next free core of the group run `job` on the core's own thread, and waits until it is

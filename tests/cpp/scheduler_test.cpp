@@ -7,6 +7,7 @@
 #include <future>
 #include <latch>
 #include <mutex>
+#include <optional>
 #include <semaphore>
 #include <stdexcept>
 #include <thread>
@@ -118,21 +119,36 @@ TEST(Scheduler, OneBoundCallerGoesRoundRobinToo) {
   }
 }
 
-/// This thread leased core 0 last, another one core 1 just before, and it is the turn of core 1.
-void leave_core_1_to_another_thread(Scheduler& scheduler, Group& group) {
-  {
-    const auto first = scheduler.try_lease(group);
-    ASSERT_TRUE(first);
-    ASSERT_EQ(first->replica(), 0);
+TEST(Scheduler, BoundCallersThatComeOneAfterAnotherGoRoundRobin) {
+  Scheduler scheduler(3, ignore_core);
+  Group group(scheduler, 0, 3);
+  const auto lease_of = [&](int32_t replica) {
+    const auto lease = scheduler.try_lease(group, true);
+    ASSERT_TRUE(lease);
+    ASSERT_EQ(lease->replica(), replica);
+  };
+  for (int i = 0; i < 50; ++i) {
+    std::thread(lease_of, 0).join();
+    lease_of(1);
+    lease_of(2);
+    lease_of(0);  // which another thread has only just given back
     std::thread([&] {
-      const auto second = scheduler.try_lease(group);
-      ASSERT_TRUE(second);
-      ASSERT_EQ(second->replica(), 1);
+      lease_of(1);
+      lease_of(2);
     }).join();
   }
+}
+
+/// This thread leased core 0 last, another one core 1 meanwhile, and it is the turn of core 1.
+void leave_core_1_to_another_thread(Scheduler& scheduler, Group& group) {
+  ASSERT_EQ(scheduler.try_lease(group)->replica(), 0);
+  std::optional<Scheduler::Lease> other;
+  std::thread([&] { other.emplace(std::move(*scheduler.try_lease(group))); }).join();
+  ASSERT_EQ(other->replica(), 1);
   const auto turn = scheduler.try_lease(group);
   ASSERT_TRUE(turn);
   ASSERT_EQ(turn->replica(), 0);
+  other.reset();
 }
 
 TEST(Scheduler, ABoundCallerStaysOnItsCoreWhileAnotherMayStillBeOnTheNext) {
@@ -151,6 +167,16 @@ TEST(Scheduler, ABoundCallerStaysOnItsCoreWhileAnotherMayStillBeOnTheNext) {
     ASSERT_TRUE(other);
     EXPECT_EQ(other->replica(), 1);  // its own is busy: no request waits while a core is free
     return;
+  }
+}
+
+TEST(Scheduler, ABoundCallerStaysOnItsCoreOnce) {
+  Scheduler scheduler(2, ignore_core);
+  Group group(scheduler, 0, 2);
+  leave_core_1_to_another_thread(scheduler, group);
+  const int32_t stayed_or_not = scheduler.try_lease(group, true)->replica();
+  for (int32_t i = 1; i <= 10; ++i) {
+    EXPECT_EQ(scheduler.try_lease(group, true)->replica(), (stayed_or_not + i) % 2);
   }
 }
 
