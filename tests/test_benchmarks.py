@@ -1,9 +1,11 @@
 """The harness of the benchmark suite: its arithmetic, its processes and its reports."""
 
+import contextlib
 import json
 import os
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -21,6 +23,7 @@ from benchmarks.harness.measure import (
 from benchmarks.harness.options import Options, questions
 from benchmarks.harness.table import Row, Sample, Table
 from benchmarks.harness.worker import Worker
+from benchmarks.questions import latency
 
 
 def make_table(**changes):
@@ -209,6 +212,41 @@ class TestLoad:
         assert load.percentile(values, 0.99) == 99.0
         assert load.percentile([7.0], 0.99) == 7.0
         assert load.percentile([1.0, 2.0, 3.0], 0.5) == 2.0
+
+
+class TestLatency:
+    @staticmethod
+    def measured(monkeypatch, throughputs, stolen):
+        """What counts, of a subject that has one throughput after the other; and all rates."""
+        throughputs, stolen, rates = iter(throughputs), iter(stolen), []
+
+        def call(method, **arguments):
+            if method == "throughput":
+                return next(throughputs)
+            rates.append(arguments["rate"])
+            return [float(len(rates))]
+
+        monkeypatch.setattr(
+            latency, "stolen_share", lambda: contextlib.nullcontext(lambda: next(stolen))
+        )
+        fleet = SimpleNamespace(workers={"ours": SimpleNamespace(call=call)})
+        return latency._measure(fleet, "ours", window=1.0, seed=1), rates
+
+    def test_is_measured_once_on_a_machine_that_is_steady_and_its_own(self, monkeypatch):
+        found, rates = self.measured(monkeypatch, [100.0, 95.0], [0.004])
+        assert rates == [80.0]
+        assert (found.latencies, found.before, found.after) == ([1.0], 100.0, 95.0)
+
+    def test_is_measured_again_after_a_change_or_a_stall(self, monkeypatch):
+        found, rates = self.measured(monkeypatch, [100.0, 50.0, 52.0, 51.0], [0.0, 0.03, 0.001])
+        assert rates == [80.0, 40.0, 52.0 * 0.8]
+        assert found.latencies == [3.0]
+
+    def test_the_least_disturbed_counts_where_all_are(self, monkeypatch):
+        found, rates = self.measured(monkeypatch, [100.0] * 5, [0.02, 0.01, 0.006, 0.03])
+        assert len(rates) == latency.ATTEMPTS
+        assert found.latencies == [3.0]
+        assert found.disturbance > 1
 
 
 class TestProcesses:

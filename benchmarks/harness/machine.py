@@ -5,8 +5,12 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
 
 from benchmarks.harness.options import REPOSITORY
 
@@ -56,6 +60,26 @@ def versions() -> dict[str, str]:
 def load_average() -> list[float]:
     """Of the last 1, 5 and 15 minutes."""
     return [round(value, 2) for value in os.getloadavg()]
+
+
+@contextmanager
+def stolen_share() -> Iterator[Callable[[], float]]:
+    """What the hypervisor gave to other machines of these CPUs' time, from 0 to 1.
+
+    Asked when the block has ended; 0 where the kernel cannot tell.
+    """
+    import psutil
+
+    shares: list[float] = []
+    before, begin = _stolen_seconds(psutil), time.perf_counter()
+    yield lambda: shares[0]
+    seconds = (time.perf_counter() - begin) * len(os.sched_getaffinity(0))
+    shares.append((_stolen_seconds(psutil) - before) / seconds)
+
+
+def _stolen_seconds(psutil: Any) -> float:
+    times = psutil.cpu_times(percpu=True)
+    return sum(getattr(times[cpu], "steal", 0.0) for cpu in os.sched_getaffinity(0))
 
 
 def cpus_for(count: int) -> list[int]:
