@@ -5,8 +5,6 @@
 #include <torch/csrc/jit/ir/ir.h>
 
 #include <algorithm>
-#include <array>
-#include <functional>
 #include <memory>
 #include <numeric>
 #include <set>
@@ -15,6 +13,7 @@
 
 #include "common/message.h"
 #include "parallel/chunk_run.h"
+#include "parallel/chunk_times.h"
 #include "parallel/copy_module.h"
 #include "parallel/scatter.h"
 #include "runtime/runtime.h"
@@ -217,13 +216,6 @@ Module assemble(const std::vector<Module>& models, const std::vector<CoreRun>& r
   throw std::runtime_error(message("chunk ", chunk + 1, " of ", count, ": unknown error"));
 }
 
-/// What a chunk of `model` usually takes. Models may share an entry, and a new one may find that of
-/// another at its address: it only tells whether other threads are worth waking.
-runtime::TypicalDuration& typical_chunk(const Module& model) {
-  static auto& entries = *new std::array<runtime::TypicalDuration, 256>();
-  return entries[std::hash<const void*>{}(model._ivalue().get()) / 64 % entries.size()];
-}
-
 /// How many rows each chunk has, but for the last.
 int64_t rows_of_chunk(const Cut& cut, int64_t rows) {
   if (cut.split_size < 0) {
@@ -287,7 +279,7 @@ IValue forward_parallel(const std::vector<Module>& models,
   const int64_t padded_rows = cut.dim != 0 ? cut.traced_rows : 0;
   const auto count = static_cast<size_t>(std::max<int64_t>(1, (rows + size - 1) / size));
 
-  runtime::TypicalDuration& typical = typical_chunk(models[0]);
+  const auto typical = ChunkTimes::get().of(models[0]);
 
   // Which model each core belongs to: chunks go round robin over the cores.
   std::vector<size_t> model_of_core;
@@ -307,13 +299,13 @@ IValue forward_parallel(const std::vector<Module>& models,
       Module model = models[model_of_core.at(chunk % model_of_core.size())];
       const auto start = CondVar::Clock::now();
       results[chunk] = model.forward(scatter.chunk(begin, end, padded_rows));
-      typical.note(CondVar::Clock::now() - start);
+      typical->note(CondVar::Clock::now() - start);
     } catch (...) {
       rethrow_named(chunk, count);
     }
   };
   const auto run = std::make_shared<ChunkRun>(count, compute);
-  const bool brief = typical.below(runtime::kHandOver, static_cast<int64_t>(count));
+  const bool brief = typical->below(runtime::kHandOver, static_cast<int64_t>(count));
   const auto workers = brief ? 1 : static_cast<size_t>(std::max<int64_t>(1, cut.workers));
   run->run(Runtime::get().chunk_threads(), workers);
   return gather(results, cut.dim, rows_of, padded_rows);

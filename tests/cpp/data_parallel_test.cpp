@@ -6,6 +6,7 @@
 
 #include <atomic>
 #include <barrier>
+#include <chrono>
 #include <latch>
 #include <memory>
 #include <mutex>
@@ -13,6 +14,7 @@
 #include <stdexcept>
 #include <thread>
 
+#include "parallel/chunk_times.h"
 #include "traced_module.h"
 
 namespace neuron {
@@ -162,6 +164,23 @@ TEST_F(DataParallelTest, ManyThreadsGetTheirOwnRows) {
   }
   for (auto& thread : threads) thread.join();
   EXPECT_EQ(wrong, 0);
+}
+
+TEST_F(DataParallelTest, WhatChunksOfAModelTakeSaysNothingOfAnother) {
+  using std::chrono::nanoseconds;
+  parallel::ChunkTimes times;
+  auto model = std::make_unique<torch::jit::Module>(traced());
+  const auto other = traced();
+  times.of(*model)->note(nanoseconds(1));
+  EXPECT_TRUE(times.of(*model)->below(nanoseconds(2)));
+  EXPECT_TRUE(times.of(model->copy())->below(nanoseconds(2)));
+  EXPECT_FALSE(times.of(other)->below(std::chrono::hours(1)));
+  EXPECT_EQ(times.size(), 2U);
+  // Where a model was that is gone, a new one finds nothing of it.
+  model.reset();
+  const auto next = traced();
+  EXPECT_FALSE(times.of(next)->below(std::chrono::hours(1)));
+  EXPECT_EQ(times.size(), 2U);
 }
 
 }  // namespace
