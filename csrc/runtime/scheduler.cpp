@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <bit>
-#include <chrono>
 #include <stdexcept>
 #include <utility>
 
@@ -18,21 +17,29 @@ namespace {
 
 constexpr int32_t kWordBits = 64;
 
-// What a caller in Python does between two inferences takes about half of this.
-constexpr std::chrono::microseconds kStillThere{500};
-
-/// What the thread leased last. Its address stands for the thread.
-struct LastLease {
-  int32_t core = -1;
-  CondVar::Clock::time_point since;
-};
-thread_local LastLease last_lease;
-
 uint64_t bit_of(int32_t core) {
   return uint64_t{1} << core % kWordBits;
 }
 
 }  // namespace
+
+/// A thread that computes on cores it is bound to, and what it leased last. Lives as the thread.
+struct Scheduler::Caller {
+  /// Null when the thread is so far at its end that its own data are gone.
+  static std::shared_ptr<Caller> this_thread() {
+    thread_local bool ended = false;
+    struct Owner {
+      ~Owner() { ended = true; }
+      std::shared_ptr<Caller> caller = std::make_shared<Caller>();
+    };
+    if (ended) return nullptr;
+    thread_local const Owner owner;
+    return owner.caller;
+  }
+
+  int32_t core = -1;
+  Clock::time_point since;
+};
 
 Scheduler::Scheduler(int32_t core_count, std::function<void(int32_t)> on_core_thread)
     : on_core_thread_(std::move(on_core_thread)) {
@@ -212,28 +219,29 @@ Scheduler::Duration Scheduler::finished(int32_t core_index, Clock::time_point si
   return took;
 }
 
-/// Makes the core that the calling thread leased last the group's next one, if another thread has
-/// only just given back the one whose turn it is: that thread is still on the core's CPU, and this
-/// one would be bound to it too, while its own CPU idles. Only if the two computed at the same
-/// time: callers that come one after another go round robin, whoever they are.
-void Scheduler::stay_on_own_core(Group& group) {
-  const int32_t own = last_lease.core;
-  const Core& next = *cores_[group.first_core_ + group.next_];
+/// Makes the core that the calling thread leased last the group's next one, if the one whose turn
+/// it is was last held by another thread, which computed at the same time and goes on. That thread
+/// is on the core's CPU, with its Python or asleep there, and this one would be bound to it too,
+/// while its own CPU idles. Callers that come one after another go round robin, whoever they are.
+void Scheduler::stay_on_own_core(Group& group, const std::shared_ptr<Caller>& caller) {
+  const int32_t own = caller->core;
   if (own < group.first_core_ || own >= group.first_core_ + group.count_) return;
-  if (cores_[own]->holder != &last_lease || find_free_core(group, own, own + 1) < 0) return;
-  if (next.holder == nullptr || next.holder == &last_lease) return;
-  if (next.released < last_lease.since) return;
-  if (Clock::now() - next.released < kStillThere) group.next_ = own - group.first_core_;
+  if (cores_[own]->holder.lock() != caller || find_free_core(group, own, own + 1) < 0) return;
+  const Core& next = *cores_[group.first_core_ + group.next_];
+  const auto other = next.holder.lock();
+  if (other == nullptr || other == caller || next.released < caller->since) return;
+  group.next_ = own - group.first_core_;
 }
 
 std::optional<Scheduler::Lease> Scheduler::try_lease(Group& group, bool bound) {
+  const auto caller = bound ? Caller::this_thread() : nullptr;
   MutexLock lock(mutex_);
-  if (bound && group.count_ > 1) stay_on_own_core(group);
+  if (caller != nullptr && group.count_ > 1) stay_on_own_core(group, caller);
   const int32_t core = take_free_core(group);
   if (core < 0) return std::nullopt;
   Lease lease(*this, core, core - group.first_core_);
-  cores_[core]->holder = &last_lease;
-  last_lease = {core, lease.since_};
+  cores_[core]->holder = caller;
+  if (caller != nullptr) *caller = {core, lease.since_};
   return lease;
 }
 
@@ -354,7 +362,7 @@ void Scheduler::core_thread(int32_t core_index) {
       Core& core = *cores_[core_index];
       while (core.next == nullptr && !stopping_) core.wake.wait(mutex_);
       job = std::exchange(core.next, nullptr);
-      core.holder = nullptr;
+      core.holder.reset();
     }
     if (job == nullptr) return;
     const auto since = Clock::now();

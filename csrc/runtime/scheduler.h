@@ -104,8 +104,7 @@ class Scheduler {
 
   /// Takes the next core of the group that is free, for the calling thread to compute on.
   /// @param bound whether the thread will be bound to the core's CPUs. It then stays on the core
-  /// that it leased last rather than go to one whose last holder, which computed at the same time,
-  /// may still be at work there.
+  /// that it leased last rather than go to that of another thread that computed at the same time.
   std::optional<Lease> try_lease(Group& group, bool bound = false);
 
   /// Has the next free core of the group run `job` on the core's own thread, and waits until it is
@@ -137,11 +136,12 @@ class Scheduler {
   bool close_until(CondVar::Clock::time_point deadline);
 
  private:
+  struct Caller;
   struct Core {
     bool silent = false;  ///< an inference ran out of time and has not come back
     std::vector<Group*> groups;
     CoreCounts counts;
-    const void* holder = nullptr;  ///< the thread that holds or last held it, unless its own
+    std::weak_ptr<const Caller> holder;  ///< who was last bound to it, while that thread lives
     CondVar::Clock::time_point released;
     std::thread thread;
     CondVar wake;
@@ -158,7 +158,7 @@ class Scheduler {
   void serve_queue(int32_t core_index) REQUIRES(mutex_);
   int32_t find_free_core(const Group& group, int32_t begin, int32_t end) const REQUIRES(mutex_);
   int32_t take_free_core(Group& group) REQUIRES(mutex_);
-  void stay_on_own_core(Group& group) REQUIRES(mutex_);
+  void stay_on_own_core(Group& group, const std::shared_ptr<Caller>& caller) REQUIRES(mutex_);
   std::shared_ptr<Job> pop_oldest(int32_t core_index) REQUIRES(mutex_);
   Duration finished(int32_t core_index, CondVar::Clock::time_point since) REQUIRES(mutex_);
   Duration release(const Lease& lease) EXCLUDES(mutex_);

@@ -139,54 +139,93 @@ TEST(Scheduler, BoundCallersThatComeOneAfterAnotherGoRoundRobin) {
   }
 }
 
-/// This thread leased core 0 last, another one core 1 meanwhile, and it is the turn of core 1.
-void leave_core_1_to_another_thread(Scheduler& scheduler, Group& group) {
-  ASSERT_EQ(scheduler.try_lease(group)->replica(), 0);
-  std::optional<Scheduler::Lease> other;
-  std::thread([&] { other.emplace(std::move(*scheduler.try_lease(group))); }).join();
-  ASSERT_EQ(other->replica(), 1);
-  const auto turn = scheduler.try_lease(group);
-  ASSERT_TRUE(turn);
-  ASSERT_EQ(turn->replica(), 0);
-  other.reset();
+int32_t replica_of(const std::optional<Scheduler::Lease>& lease) {
+  return lease ? lease->replica() : -1;
 }
 
-TEST(Scheduler, ABoundCallerStaysOnItsCoreWhileAnotherMayStillBeOnTheNext) {
-  // A moment, which may be over before this thread comes to it: then it is tried again.
-  for (int attempt = 0;; ++attempt) {
-    Scheduler scheduler(2, ignore_core);
-    Group group(scheduler, 0, 2);
-    leave_core_1_to_another_thread(scheduler, group);
-    const auto own = scheduler.try_lease(group, true);
-    ASSERT_TRUE(own);
-    if (own->replica() != 0) {
-      ASSERT_LT(attempt, 1000);
-      continue;
-    }
-    const auto other = scheduler.try_lease(group, true);
-    ASSERT_TRUE(other);
-    EXPECT_EQ(other->replica(), 1);  // its own is busy: no request waits while a core is free
-    return;
+/// A thread that leases a core for as long as told, and lives until the end of the block.
+class OtherCaller {
+ public:
+  OtherCaller(Scheduler& scheduler, Group& group)
+      : thread_([this, &scheduler, &group] {
+          {
+            const auto lease = scheduler.try_lease(group, true);
+            replica_ = replica_of(lease);
+            leased_.count_down();
+            give_back_.acquire();
+          }
+          given_back_.count_down();
+          end_.acquire();
+        }) {
+    leased_.wait();
   }
+  ~OtherCaller() {
+    give_back_.release();
+    end_.release();
+  }
+
+  int32_t replica() const { return replica_; }
+
+  void give_back() {
+    give_back_.release();
+    given_back_.wait();
+  }
+
+  void end() {
+    end_.release();
+    thread_.join();
+  }
+
+ private:
+  int32_t replica_ = -1;
+  std::latch leased_{1}, given_back_{1};
+  std::counting_semaphore<2> give_back_{0}, end_{0};
+  std::jthread thread_;
+};
+
+/// This thread leased core 0 last, `other` core 1 at the same time, and it is the turn of core 1.
+void leave_core_1_to(OtherCaller& other, Scheduler& scheduler, Group& group) {
+  ASSERT_EQ(other.replica(), 1);
+  const auto turn = scheduler.try_lease(group, true);
+  ASSERT_EQ(replica_of(turn), 0);
+  other.give_back();
 }
 
-TEST(Scheduler, ABoundCallerStaysOnItsCoreOnce) {
+TEST(Scheduler, ABoundCallerLeavesTheNextCoreToAThreadThatComputedAtTheSameTime) {
   Scheduler scheduler(2, ignore_core);
   Group group(scheduler, 0, 2);
-  leave_core_1_to_another_thread(scheduler, group);
-  const int32_t stayed_or_not = scheduler.try_lease(group, true)->replica();
-  for (int32_t i = 1; i <= 10; ++i) {
-    EXPECT_EQ(scheduler.try_lease(group, true)->replica(), (stayed_or_not + i) % 2);
+  ASSERT_EQ(replica_of(scheduler.try_lease(group, true)), 0);
+  OtherCaller other(scheduler, group);
+  leave_core_1_to(other, scheduler, group);
+  {
+    const auto own = scheduler.try_lease(group, true);
+    EXPECT_EQ(replica_of(own), 0);
+    // Its own is busy: no request waits while a core is free.
+    EXPECT_EQ(replica_of(scheduler.try_lease(group, true)), 1);
   }
+  // The other has not computed since: round robin.
+  for (int32_t i = 0; i < 10; ++i) {
+    EXPECT_EQ(replica_of(scheduler.try_lease(group, true)), i % 2);
+  }
+}
+
+TEST(Scheduler, ABoundCallerLeavesNoCoreToAThreadThatHasEnded) {
+  Scheduler scheduler(2, ignore_core);
+  Group group(scheduler, 0, 2);
+  ASSERT_EQ(replica_of(scheduler.try_lease(group, true)), 0);
+  OtherCaller other(scheduler, group);
+  leave_core_1_to(other, scheduler, group);
+  other.end();
+  EXPECT_EQ(replica_of(scheduler.try_lease(group, true)), 1);
 }
 
 TEST(Scheduler, ACallerThatIsNotBoundGoesRoundRobinWhoeverCameBefore) {
   Scheduler scheduler(2, ignore_core);
   Group group(scheduler, 0, 2);
-  leave_core_1_to_another_thread(scheduler, group);
-  const auto lease = scheduler.try_lease(group);
-  ASSERT_TRUE(lease);
-  EXPECT_EQ(lease->replica(), 1);
+  ASSERT_EQ(replica_of(scheduler.try_lease(group, true)), 0);
+  OtherCaller other(scheduler, group);
+  leave_core_1_to(other, scheduler, group);
+  EXPECT_EQ(replica_of(scheduler.try_lease(group)), 1);
 }
 
 TEST(Scheduler, PassesBusyCoresBy) {
