@@ -249,6 +249,17 @@ class TestLatency:
         assert found.disturbance > 1
 
 
+    def test_two_cores_of_constant_speed(self):
+        found = load.at_constant_speed([0.0, 1.0, 2.0, 9.0], servers=2, service=4.0)
+        assert found == [4.0, 4.0, 6.0, 4.0]
+
+    def test_they_are_as_fast_as_the_subject_was_before(self, monkeypatch):
+        measured, _ = self.measured(monkeypatch, [100.0, 95.0], [0.004])
+        found = measured.at_constant_speed(seed=1)
+        assert len(found) == len(load.arrivals(80.0, measured.seconds, seed=1))
+        assert min(found) == pytest.approx(0.02)
+
+
 class TestProcesses:
     def test_json_in_and_out(self):
         assert in_new_process("json:loads", s='{"a": [1, 2.5, null]}') == {"a": [1, 2.5, None]}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import heapq
 import math
 import random
 import threading
@@ -109,6 +110,17 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
         times.append(now)
         now += chance.expovariate(rate)
     return times
+
+
+def at_constant_speed(schedule: Sequence[float], servers: int, service: float) -> list[float]:
+    """`latencies` of ``servers`` that take ``service`` seconds for each request, by calculation."""
+    free = [0.0] * servers
+    found: list[float] = []
+    for arrival in schedule:
+        done = max(arrival, heapq.heappop(free)) + service
+        heapq.heappush(free, done)
+        found.append(done - arrival)
+    return found
 
 
 def percentile(values: Sequence[float], share: float) -> float:
