@@ -64,8 +64,8 @@ def latency(options: Options, model: str) -> list[Table]:
         f"CPUs' time away, it was measured again, up to {ATTEMPTS} times; the least disturbed "
         f"counts. {unsteady} of {len(everything)} stayed disturbed. "
         f"Requests per second, and load by what it could before and after: {rates}.",
-        f"{STEADY}: the same arrivals as {OURS}, each request as long as it took on average before. "
-        "What a subject is above it comes of inferences that take longer than others.",
+        f"{STEADY}: the arrivals of {OURS}, with requests that all take what they took on average "
+        "before. What a subject is above it comes of inferences that take longer than others.",
         "The best peer is the one with the lowest p99/p50.",
     ]
     ratios = _percentiles(found, lambda own: percentile(own, 0.99) / percentile(own, 0.5))
