@@ -248,7 +248,6 @@ class TestLatency:
         assert found.latencies == [3.0]
         assert found.disturbance > 1
 
-
     def test_two_cores_of_constant_speed(self):
         found = load.at_constant_speed([0.0, 1.0, 2.0, 9.0], servers=2, service=4.0)
         assert found == [4.0, 4.0, 6.0, 4.0]
