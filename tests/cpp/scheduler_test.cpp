@@ -183,49 +183,40 @@ class OtherCaller {
   std::jthread thread_;
 };
 
-/// This thread leased core 0 last, `other` core 1 at the same time, and it is the turn of core 1.
-void leave_core_1_to(OtherCaller& other, Scheduler& scheduler, Group& group) {
-  ASSERT_EQ(other.replica(), 1);
-  const auto turn = scheduler.try_lease(group, true);
-  ASSERT_EQ(replica_of(turn), 0);
-  other.give_back();
-}
+/// This thread leased core 0 last, `other_` core 1 at the same time, and it is the turn of core 1.
+class BoundCallers : public testing::Test {
+ protected:
+  void SetUp() override {
+    ASSERT_EQ(first_, 0);
+    ASSERT_EQ(other_.replica(), 1);
+    ASSERT_EQ(lease(), 0);
+    other_.give_back();
+  }
+  int32_t lease(bool bound = true) { return replica_of(scheduler_.try_lease(group_, bound)); }
 
-TEST(Scheduler, ABoundCallerLeavesTheNextCoreToAThreadThatComputedAtTheSameTime) {
-  Scheduler scheduler(2, ignore_core);
-  Group group(scheduler, 0, 2);
-  ASSERT_EQ(replica_of(scheduler.try_lease(group, true)), 0);
-  OtherCaller other(scheduler, group);
-  leave_core_1_to(other, scheduler, group);
+  Scheduler scheduler_{2, ignore_core};
+  Group group_{scheduler_, 0, 2};
+  const int32_t first_ = lease();
+  OtherCaller other_{scheduler_, group_};
+};
+
+TEST_F(BoundCallers, LeaveTheNextCoreToAThreadThatComputedAtTheSameTime) {
   {
-    const auto own = scheduler.try_lease(group, true);
+    const auto own = scheduler_.try_lease(group_, true);
     EXPECT_EQ(replica_of(own), 0);
-    // Its own is busy: no request waits while a core is free.
-    EXPECT_EQ(replica_of(scheduler.try_lease(group, true)), 1);
+    EXPECT_EQ(lease(), 1);  // its own is busy: no request waits while a core is free
   }
   // The other has not computed since: round robin.
-  for (int32_t i = 0; i < 10; ++i) {
-    EXPECT_EQ(replica_of(scheduler.try_lease(group, true)), i % 2);
-  }
+  for (int32_t i = 0; i < 10; ++i) EXPECT_EQ(lease(), i % 2);
 }
 
-TEST(Scheduler, ABoundCallerLeavesNoCoreToAThreadThatHasEnded) {
-  Scheduler scheduler(2, ignore_core);
-  Group group(scheduler, 0, 2);
-  ASSERT_EQ(replica_of(scheduler.try_lease(group, true)), 0);
-  OtherCaller other(scheduler, group);
-  leave_core_1_to(other, scheduler, group);
-  other.end();
-  EXPECT_EQ(replica_of(scheduler.try_lease(group, true)), 1);
+TEST_F(BoundCallers, LeaveNoCoreToAThreadThatHasEnded) {
+  other_.end();
+  EXPECT_EQ(lease(), 1);
 }
 
-TEST(Scheduler, ACallerThatIsNotBoundGoesRoundRobinWhoeverCameBefore) {
-  Scheduler scheduler(2, ignore_core);
-  Group group(scheduler, 0, 2);
-  ASSERT_EQ(replica_of(scheduler.try_lease(group, true)), 0);
-  OtherCaller other(scheduler, group);
-  leave_core_1_to(other, scheduler, group);
-  EXPECT_EQ(replica_of(scheduler.try_lease(group)), 1);
+TEST_F(BoundCallers, AreTheOnlyOnesThatLeaveTheRoundRobin) {
+  EXPECT_EQ(lease(false), 1);
 }
 
 TEST(Scheduler, PassesBusyCoresBy) {
