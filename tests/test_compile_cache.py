@@ -60,7 +60,7 @@ class Compiler:
 @pytest.fixture
 def compiler(monkeypatch):
     compiler = Compiler()
-    monkeypatch.setattr(inductor, "_compile_native", compiler)
+    monkeypatch.setattr(inductor, "compile_native", compiler)
     return compiler
 
 

@@ -23,7 +23,7 @@ def tell(store, key):
     print("wants the lock")
     return locked(store, key)
 
-inductor._compile_native = compile_native
+inductor.compile_native = compile_native
 cache.Store.locked = tell
 traced = neuron_ext.trace(SmallNet().eval(), EXAMPLE, compiler="inductor")
 print("has", traced.subgraph.__getstate__()[0][5]["code"][0].item())
@@ -74,10 +74,10 @@ def test_processes_that_want_the_same_compile_once_and_one_takes_over_from_a_kil
 _REAL = """
 import json, sys
 import torch, neuron_ext
-from neuron_ext.compiler import inductor
+from neuron_ext.compiler import aot_compile
 
-compiled, compile_program = [], inductor._compile
-inductor._compile = lambda flat, *rest, **options: (
+compiled, compile_program = [], aot_compile._compile
+aot_compile._compile = lambda flat, *rest, **options: (
     compiled.append(flat.name) or compile_program(flat, *rest, **options)
 )
 torch.manual_seed(1)

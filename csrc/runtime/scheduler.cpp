@@ -23,24 +23,6 @@ uint64_t bit_of(int32_t core) {
 
 }  // namespace
 
-/// A thread that computes on cores it is bound to, and what it leased last. Lives as the thread.
-struct Scheduler::Caller {
-  /// Null when the thread is so far at its end that its own data are gone.
-  static std::shared_ptr<Caller> this_thread() {
-    thread_local bool ended = false;
-    struct Owner {
-      ~Owner() { ended = true; }
-      std::shared_ptr<Caller> caller = std::make_shared<Caller>();
-    };
-    if (ended) return nullptr;
-    thread_local const Owner owner;
-    return owner.caller;
-  }
-
-  int32_t core = -1;
-  Clock::time_point since;
-};
-
 Scheduler::Scheduler(int32_t core_count, std::function<void(int32_t)> on_core_thread)
     : on_core_thread_(std::move(on_core_thread)) {
   MutexLock lock(mutex_);

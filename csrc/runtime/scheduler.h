@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "common/mutex.h"
+#include "runtime/caller.h"
 
 namespace neuron::runtime {
 
@@ -136,7 +137,6 @@ class Scheduler {
   bool close_until(CondVar::Clock::time_point deadline);
 
  private:
-  struct Caller;
   struct Core {
     bool silent = false;  ///< an inference ran out of time and has not come back
     std::vector<Group*> groups;

@@ -5,9 +5,7 @@
 #include <algorithm>
 #include <atomic>
 #include <future>
-#include <latch>
 #include <mutex>
-#include <optional>
 #include <semaphore>
 #include <stdexcept>
 #include <thread>
@@ -107,116 +105,6 @@ TEST(Scheduler, LeasesAndJobsShareOneRoundRobin) {
     ASSERT_TRUE(lease);
     ASSERT_EQ(lease->replica(), 1);
   }
-}
-
-TEST(Scheduler, OneBoundCallerGoesRoundRobinToo) {
-  Scheduler scheduler(3, ignore_core);
-  Group group(scheduler, 0, 3);
-  for (int32_t i = 0; i < 100; ++i) {
-    const auto lease = scheduler.try_lease(group, true);
-    ASSERT_TRUE(lease);
-    ASSERT_EQ(lease->replica(), i % 3);
-  }
-}
-
-TEST(Scheduler, BoundCallersThatComeOneAfterAnotherGoRoundRobin) {
-  Scheduler scheduler(3, ignore_core);
-  Group group(scheduler, 0, 3);
-  const auto lease_of = [&](int32_t replica) {
-    const auto lease = scheduler.try_lease(group, true);
-    ASSERT_TRUE(lease);
-    ASSERT_EQ(lease->replica(), replica);
-  };
-  for (int i = 0; i < 50; ++i) {
-    std::thread(lease_of, 0).join();
-    lease_of(1);
-    lease_of(2);
-    lease_of(0);  // which another thread has only just given back
-    std::thread([&] {
-      lease_of(1);
-      lease_of(2);
-    }).join();
-  }
-}
-
-int32_t replica_of(const std::optional<Scheduler::Lease>& lease) {
-  return lease ? lease->replica() : -1;
-}
-
-/// A thread that leases a core for as long as told, and lives until the end of the block.
-class OtherCaller {
- public:
-  OtherCaller(Scheduler& scheduler, Group& group)
-      : thread_([this, &scheduler, &group] {
-          {
-            const auto lease = scheduler.try_lease(group, true);
-            replica_ = replica_of(lease);
-            leased_.count_down();
-            give_back_.acquire();
-          }
-          given_back_.count_down();
-          end_.acquire();
-        }) {
-    leased_.wait();
-  }
-  ~OtherCaller() {
-    give_back_.release();
-    end_.release();
-  }
-
-  int32_t replica() const { return replica_; }
-
-  void give_back() {
-    give_back_.release();
-    given_back_.wait();
-  }
-
-  void end() {
-    end_.release();
-    thread_.join();
-  }
-
- private:
-  int32_t replica_ = -1;
-  std::latch leased_{1}, given_back_{1};
-  std::counting_semaphore<2> give_back_{0}, end_{0};
-  std::jthread thread_;
-};
-
-/// This thread leased core 0 last, `other_` core 1 at the same time, and it is the turn of core 1.
-class BoundCallers : public testing::Test {
- protected:
-  void SetUp() override {
-    ASSERT_EQ(first_, 0);
-    ASSERT_EQ(other_.replica(), 1);
-    ASSERT_EQ(lease(), 0);
-    other_.give_back();
-  }
-  int32_t lease(bool bound = true) { return replica_of(scheduler_.try_lease(group_, bound)); }
-
-  Scheduler scheduler_{2, ignore_core};
-  Group group_{scheduler_, 0, 2};
-  const int32_t first_ = lease();
-  OtherCaller other_{scheduler_, group_};
-};
-
-TEST_F(BoundCallers, LeaveTheNextCoreToAThreadThatComputedAtTheSameTime) {
-  {
-    const auto own = scheduler_.try_lease(group_, true);
-    EXPECT_EQ(replica_of(own), 0);
-    EXPECT_EQ(lease(), 1);  // its own is busy: no request waits while a core is free
-  }
-  // The other has not computed since: round robin.
-  for (int32_t i = 0; i < 10; ++i) EXPECT_EQ(lease(), i % 2);
-}
-
-TEST_F(BoundCallers, LeaveNoCoreToAThreadThatHasEnded) {
-  other_.end();
-  EXPECT_EQ(lease(), 1);
-}
-
-TEST_F(BoundCallers, AreTheOnlyOnesThatLeaveTheRoundRobin) {
-  EXPECT_EQ(lease(false), 1);
 }
 
 TEST(Scheduler, PassesBusyCoresBy) {
