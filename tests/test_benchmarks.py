@@ -24,6 +24,8 @@ from benchmarks.harness.options import Options, questions
 from benchmarks.harness.table import Row, Sample, Table
 from benchmarks.harness.worker import Worker
 from benchmarks.questions import latency
+from benchmarks.subjects import fixed_work
+from benchmarks.subjects.fixed_work import FixedWork
 
 
 def make_table(**changes):
@@ -257,6 +259,19 @@ class TestLatency:
         found = measured.at_constant_speed(seed=1)
         assert len(found) == len(load.arrivals(80.0, measured.seconds, seed=1))
         assert min(found) == pytest.approx(0.02)
+
+    def test_fixed_work_lasts_as_long_as_told(self, monkeypatch):
+        work = FixedWork(threads=2)
+        hashes = []
+        monkeypatch.setattr(fixed_work, "_hashes", hashes.append)
+        monkeypatch.setattr(FixedWork, "throughput", lambda *_: 400.0)
+        work.last_as_long_as(throughput=100.0, seconds=1.0)
+        work.last_as_long_as(throughput=500.0, seconds=1.0)
+        work.call_on(0)()
+        assert hashes == [10_000 * 4 * 400 // 500]
+
+    def test_fixed_work_is_the_same_each_time(self):
+        assert FixedWork(threads=2).error() == 0.0
 
 
 class TestProcesses:

@@ -12,11 +12,14 @@ from benchmarks.harness.machine import stolen_share
 from benchmarks.harness.measure import rotated, rows_of
 from benchmarks.harness.options import Options, Question
 from benchmarks.harness.table import Table
+from benchmarks.harness.worker import Worker
 from benchmarks.subjects.fleet import Fleet, ours, two_callers
 
 OURS, MANY = "neuron_ext, 2 replicas, 2 callers", "neuron_ext, 2 replicas, 16 callers"
 # What a queue alone makes of the same arrivals: the mark for all, however fast they are.
 STEADY = "2 cores of constant speed, calculated"
+# What the machine makes of them: requests that all take the same instructions, as long as ours.
+FIXED = "the same hashes each time, 2 callers"
 LOAD = 0.8
 # A percentile takes requests, and a queue some time to come and go.
 REQUESTS, WINDOWS = 300, 2
@@ -38,10 +41,13 @@ def latency(options: Options, model: str) -> list[Table]:
         OURS: ours(model, options, replicas=2, threads=2),
         MANY: ours(model, options, replicas=2, threads=16),
         **two_callers(model, options),
+        FIXED: _fixed_work,
     }
     found: dict[str, list[list[float]]] = {name: [] for name in starts}
     loads: dict[str, list[_AtLoad]] = {name: [] for name in starts}
     with Fleet(starts) as fleet:
+        pace = fleet.workers[OURS].call("throughput", seconds=options.window)
+        fleet.workers[FIXED].call("last_as_long_as", throughput=pace, seconds=options.window)
         for number in range(options.rounds):
             for name in rotated(list(starts), number):
                 measured = _measure(fleet, name, options.window, seed=number)
@@ -66,10 +72,12 @@ def latency(options: Options, model: str) -> list[Table]:
         f"Requests per second, and load by what it could before and after: {rates}.",
         f"{STEADY}: the arrivals of {OURS}, with requests that all take what they took on average "
         "before. What a subject is above it comes of inferences that take longer than others.",
+        f"{FIXED}: no model, no memory, the same instructions for each request, as long as one of "
+        f"{OURS} took in the beginning. What it is above constant speed is the machine's.",
         "The best peer is the one with the lowest p99/p50.",
     ]
     ratios = _percentiles(found, lambda own: percentile(own, 0.99) / percentile(own, 0.5))
-    best = min(set(ratios) - {OURS, MANY, STEADY}, key=lambda name: median(ratios[name]))
+    best = min(set(ratios) - {OURS, MANY, STEADY, FIXED}, key=lambda name: median(ratios[name]))
     tables = []
     for what, unit, values in (
         ("p99/p50", "p99/p50", ratios),
@@ -118,6 +126,10 @@ class _AtLoad:
     def at_constant_speed(self, seed: int) -> list[float]:
         """What the latencies were if each of two cores always took as long as in ``before``."""
         return at_constant_speed(arrivals(self.rate, self.seconds, seed), 2, 2 / self.before)
+
+
+def _fixed_work() -> Worker:
+    return Worker("benchmarks.subjects.fixed_work:FixedWork", threads=2)
 
 
 def _measure(fleet: Fleet, name: str, window: float, seed: int) -> _AtLoad:
