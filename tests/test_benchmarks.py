@@ -1,6 +1,7 @@
 """The harness of the benchmark suite: its arithmetic, its processes and its reports."""
 
 import contextlib
+import functools
 import json
 import os
 import sys
@@ -218,44 +219,76 @@ class TestLoad:
 
 class TestLatency:
     @staticmethod
-    def measured(monkeypatch, throughputs, stolen):
-        """What counts, of a subject that has one throughput after the other; and all rates."""
-        throughputs, stolen, rates = iter(throughputs), iter(stolen), []
+    def measured(throughput, window):
+        """What is measured of a subject with that throughput, and what it was asked for."""
+        asked = []
 
         def call(method, **arguments):
-            if method == "throughput":
-                return next(throughputs)
-            rates.append(arguments["rate"])
-            return [float(len(rates))]
+            asked.append((method, arguments))
+            return throughput if method == "throughput" else [1.0, 2.0]
 
-        monkeypatch.setattr(
-            latency, "stolen_share", lambda: contextlib.nullcontext(lambda: next(stolen))
-        )
-        fleet = SimpleNamespace(workers={"ours": SimpleNamespace(call=call)})
-        return latency._measure(fleet, "ours", window=1.0, seed=1), rates
+        found = latency._measure(SimpleNamespace(call=call), window=window, seed=7)
+        assert found.latencies == [1.0, 2.0]
+        return found, asked
 
-    def test_is_measured_once_on_a_machine_that_is_steady_and_its_own(self, monkeypatch):
-        found, rates = self.measured(monkeypatch, [100.0, 95.0], [0.004])
-        assert rates == [80.0]
-        assert (found.latencies, found.before, found.after) == ([1.0], 100.0, 95.0)
+    def test_requests_come_at_80_percent_of_what_the_subject_can_do_just_then(self):
+        _, asked = self.measured(throughput=100.0, window=4.0)
+        assert asked == [
+            ("throughput", {"seconds": 1.0}),
+            ("latencies", {"rate": 80.0, "seconds": 2.0, "seed": 7}),
+        ]
 
-    def test_is_measured_again_after_a_change_or_a_stall(self, monkeypatch):
-        found, rates = self.measured(monkeypatch, [100.0, 50.0, 52.0, 51.0], [0.0, 0.03, 0.001])
-        assert rates == [80.0, 40.0, 52.0 * 0.8]
-        assert found.latencies == [3.0]
+    def test_slow_subjects_have_longer_to_have_as_many_requests(self):
+        found, _ = self.measured(throughput=10.0, window=4.0)
+        assert found.seconds == latency.REQUESTS / 8.0
 
-    def test_the_least_disturbed_counts_where_all_are(self, monkeypatch):
-        found, rates = self.measured(monkeypatch, [100.0] * 5, [0.02, 0.01, 0.006, 0.03])
-        assert len(rates) == latency.ATTEMPTS
-        assert found.latencies == [3.0]
-        assert found.disturbance > 1
+    def test_percentiles_are_of_all_turns_of_a_round(self, monkeypatch):
+        # A turn has 100 requests. Two of them are as many times as slow as the others.
+        slowest = {latency.OURS: 30.0, latency.MANY: 50.0, "peer": 20.0, latency.FIXED: 1.0}
+
+        class Fleet(contextlib.nullcontext):
+            def __init__(self, starts):
+                super().__init__(self)
+                self.workers = {
+                    name: SimpleNamespace(call=functools.partial(self.call, name))
+                    for name in starts
+                }
+                self.turns = []
+
+            def call(self, name, method, seconds=None, seed=None, **_):
+                if method == "latencies":
+                    self.turns.append((name, seed))
+                    return [0.001] * 98 + [0.001 * slowest[name]] * 2
+                return 100.0 if method == "throughput" else None
+
+            def check_idle(self):
+                order = [name for name, _ in self.turns]
+                assert len(order) == 2 * latency.PARTS * 4
+                assert order[:8] == [*slowest, *list(slowest)[1:], latency.OURS]
+                assert [seed for _, seed in self.turns[::4]] == list(range(2 * latency.PARTS))
+
+            def notes(self):
+                return []
+
+        monkeypatch.setattr(latency, "Fleet", Fleet)
+        monkeypatch.setattr(latency, "ours", lambda *_, **__: None)
+        monkeypatch.setattr(latency, "two_callers", lambda *_: {"peer": None})
+        tables = latency.latency(Options(rounds=2, window=4.0), "mlp")
+        asked, p99, p50 = tables
+        assert (asked.question, asked.reference, asked.must) == ("latency.mlp.p99_p50", "peer", 1)
+        values = {row.subject: row.sample.median for row in asked.rows}
+        assert values.pop(latency.STEADY) > 1
+        assert values == pytest.approx(slowest)
+        assert {row.sample.count for row in asked.rows} == {2}
+        assert {row.subject: row.sample.median for row in p99.rows}["peer"] == pytest.approx(20)
+        assert {row.subject: row.sample.median for row in p50.rows}["peer"] == pytest.approx(1)
 
     def test_two_cores_of_constant_speed(self):
         found = load.at_constant_speed([0.0, 1.0, 2.0, 9.0], servers=2, service=4.0)
         assert found == [4.0, 4.0, 6.0, 4.0]
 
-    def test_they_are_as_fast_as_the_subject_was_before(self, monkeypatch):
-        measured, _ = self.measured(monkeypatch, [100.0, 95.0], [0.004])
+    def test_they_are_as_fast_as_the_subject_was_before(self):
+        measured, _ = self.measured(throughput=100.0, window=4.0)
         found = measured.at_constant_speed(seed=1)
         assert len(found) == len(load.arrivals(80.0, measured.seconds, seed=1))
         assert min(found) == pytest.approx(0.02)

@@ -21,13 +21,12 @@ STEADY = "2 cores of constant speed, calculated"
 # What the machine makes of them: requests that all take the same instructions, as long as ours.
 FIXED = "the same hashes each time, 2 callers"
 LOAD = 0.8
-# A percentile takes requests, and a queue some time to come and go.
-REQUESTS, WINDOWS = 300, 2
-# The load is what it is said to be if the throughput after is that before, within as much, and the
-# CPUs were not away for longer than this share of the time: at this load, a queue takes four times
-# as long to go as the stall that it came of. If not, the machine is to blame for what the slowest
-# requests took, and it is measured again, so many times.
-CHANGE, STOLEN, ATTEMPTS = 0.1, 0.005, 4
+# A shared machine is at half its speed for seconds. A subject that has such seconds alone has a p99
+# of them; one that has nothing else has a p50 of them, too, and the better p99/p50. So each round
+# goes through all subjects again and again, a little at a time, and its percentiles are of the lot.
+PARTS = 8
+# A queue takes some requests to come.
+REQUESTS = 100
 
 
 def latency(options: Options, model: str) -> list[Table]:
@@ -43,33 +42,31 @@ def latency(options: Options, model: str) -> list[Table]:
         **two_callers(model, options),
         FIXED: _fixed_work,
     }
-    found: dict[str, list[list[float]]] = {name: [] for name in starts}
+    found: dict[str, list[list[float]]] = {name: [] for name in [*starts, STEADY]}
     loads: dict[str, list[_AtLoad]] = {name: [] for name in starts}
-    with Fleet(starts) as fleet:
+    with Fleet(starts) as fleet, stolen_share() as stolen:
         pace = fleet.workers[OURS].call("throughput", seconds=options.window)
         fleet.workers[FIXED].call("last_as_long_as", throughput=pace, seconds=options.window)
         for number in range(options.rounds):
-            for name in rotated(list(starts), number):
-                measured = _measure(fleet, name, options.window, seed=number)
-                loads[name].append(measured)
-                found[name].append(measured.latencies)
-            found.setdefault(STEADY, []).append(loads[OURS][-1].at_constant_speed(seed=number))
+            for own in found.values():
+                own.append([])
+            for part in range(number * PARTS, (number + 1) * PARTS):
+                for name in rotated(list(starts), part):
+                    measured = _measure(fleet.workers[name], options.window, seed=part)
+                    loads[name].append(measured)
+                    found[name][-1] += measured.latencies
+                found[STEADY][-1] += loads[OURS][-1].at_constant_speed(seed=part)
         fleet.check_idle()
         notes = fleet.notes()
     fewest = min(len(own) for rounds in found.values() for own in rounds)
-    everything = [one for own in loads.values() for one in own]
-    unsteady = sum(one.disturbance > 1 for one in everything)
     rates = ", ".join(
-        f"{name} {median(one.rate for one in own):.1f} ({median(one.load for one in own):.0%})"
-        for name, own in loads.items()
+        f"{name} {median(one.rate for one in own):.1f}" for name, own in loads.items()
     )
     notes += [
-        "Before and after each measurement the subject is asked what it can do just then: requests "
-        f"arrive at {LOAD:.0%} of what it could before, {fewest} or more each time. Where that "
-        f"changed by more than {CHANGE:.0%}, or the hypervisor took more than {STOLEN:.1%} of the "
-        f"CPUs' time away, it was measured again, up to {ATTEMPTS} times; the least disturbed "
-        f"counts. {unsteady} of {len(everything)} stayed disturbed. "
-        f"Requests per second, and load by what it could before and after: {rates}.",
+        f"A round takes {PARTS} turns, in each of which every subject is asked what it can do just "
+        f"then, and has requests at {LOAD:.0%} of that, {REQUESTS} or more; {fewest} or more in a "
+        f"round. Requests per second: {rates}. The hypervisor took {stolen():.1%} of the CPUs' "
+        "time away.",
         f"{STEADY}: the arrivals of {OURS}, with requests that all take what they took on average "
         "before. What a subject is above it comes of inferences that take longer than others.",
         f"{FIXED}: no model, no memory, the same instructions for each request, as long as one of "
@@ -104,24 +101,12 @@ def latency(options: Options, model: str) -> list[Table]:
 
 @dataclass(frozen=True)
 class _AtLoad:
-    """Seconds per request at ``rate`` requests per second for ``seconds``, throughput before and
-    after, and what share of the CPUs' time other machines had meanwhile."""
+    """Seconds per request at ``rate`` requests per second for ``seconds``; throughput before."""
 
     latencies: list[float]
     rate: float
     seconds: float
     before: float
-    after: float
-    stolen: float
-
-    @property
-    def disturbance(self) -> float:
-        """More than 1 if what was measured is the machine rather than the subject."""
-        return max(abs(self.after / self.before - 1) / CHANGE, self.stolen / STOLEN)
-
-    @property
-    def load(self) -> float:
-        return 2 * self.rate / (self.before + self.after)
 
     def at_constant_speed(self, seed: int) -> list[float]:
         """What the latencies were if each of two cores always took as long as in ``before``."""
@@ -132,22 +117,13 @@ def _fixed_work() -> Worker:
     return Worker("benchmarks.subjects.fixed_work:FixedWork", threads=2)
 
 
-def _measure(fleet: Fleet, name: str, window: float, seed: int) -> _AtLoad:
-    """One subject under load, while the machine is steady and its own."""
-    worker = fleet.workers[name]
-    attempts: list[_AtLoad] = []
-    before = float(worker.call("throughput", seconds=window))
-    for _ in range(ATTEMPTS):
-        rate = LOAD * before
-        seconds = max(WINDOWS * window, REQUESTS / rate)
-        with stolen_share() as stolen:
-            latencies: list[float] = worker.call("latencies", rate=rate, seconds=seconds, seed=seed)
-        after = float(worker.call("throughput", seconds=window))
-        attempts.append(_AtLoad(latencies, rate, seconds, before, after, stolen()))
-        if attempts[-1].disturbance <= 1:
-            break
-        before = after
-    return min(attempts, key=lambda one: one.disturbance)
+def _measure(worker: Worker, window: float, seed: int) -> _AtLoad:
+    """One turn of a subject: a quarter of ``window`` as fast as it can, half of it under load."""
+    before = float(worker.call("throughput", seconds=window / 4))
+    rate = LOAD * before
+    seconds = max(window / 2, REQUESTS / rate)
+    found: list[float] = worker.call("latencies", rate=rate, seconds=seconds, seed=seed)
+    return _AtLoad(found, rate, seconds, before)
 
 
 def _percentiles(
