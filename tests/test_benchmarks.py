@@ -225,7 +225,7 @@ class TestLatency:
 
         def call(method, **arguments):
             asked.append((method, arguments))
-            return throughput if method == "throughput" else [1.0, 2.0]
+            return throughput if method == "callers_throughput" else [1.0, 2.0]
 
         found = latency._measure(SimpleNamespace(call=call), window=window, seed=7)
         assert found.latencies == [1.0, 2.0]
@@ -234,7 +234,7 @@ class TestLatency:
     def test_requests_come_at_80_percent_of_what_the_subject_can_do_just_then(self):
         _, asked = self.measured(throughput=100.0, window=4.0)
         assert asked == [
-            ("throughput", {"seconds": 1.0}),
+            ("callers_throughput", {"seconds": 1.0}),
             ("latencies", {"rate": 80.0, "seconds": 2.0, "seed": 7}),
         ]
 
@@ -259,7 +259,7 @@ class TestLatency:
                 if method == "latencies":
                     self.turns.append((name, seed))
                     return [0.001] * 98 + [0.001 * slowest[name]] * 2
-                return 100.0 if method == "throughput" else None
+                return None if method == "last_as_long_as" else 100.0
 
             def check_idle(self):
                 order = [name for name, _ in self.turns]

@@ -119,7 +119,7 @@ def _fixed_work() -> Worker:
 
 def _measure(worker: Worker, window: float, seed: int) -> _AtLoad:
     """One turn of a subject: a quarter of ``window`` as fast as it can, half of it under load."""
-    before = float(worker.call("throughput", seconds=window / 4))
+    before = float(worker.call("callers_throughput", seconds=window / 4))
     rate = LOAD * before
     seconds = max(window / 2, REQUESTS / rate)
     found: list[float] = worker.call("latencies", rate=rate, seconds=seconds, seed=seed)

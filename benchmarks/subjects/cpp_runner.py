@@ -53,6 +53,9 @@ class CppRunner(Subject):
     def throughput(self, seconds: float) -> float:
         return load.rate_of(self._ask("throughput", seconds, load.FEWEST))
 
+    def callers_throughput(self, seconds: float) -> float:
+        return self.throughput(seconds)
+
     def latencies(self, rate: float, seconds: float, seed: int) -> list[float]:
         found: list[float] = self._ask("latencies", *load.arrivals(rate, seconds, seed))
         return found

@@ -48,6 +48,10 @@ class Subject(abc.ABC):
         """Calls per second."""
         return load.throughput(self.call_on, self.threads, seconds)
 
+    def callers_throughput(self, seconds: float) -> float:
+        """The same, of the threads that `latencies` has, where others do it best."""
+        return load.throughput(self.call_on, self.threads, seconds)
+
     def latencies(self, rate: float, seconds: float, seed: int) -> list[float]:
         """Seconds per request, for requests that arrive at ``rate`` per second."""
         return load.latencies(self.call_on, self.threads, rate, seconds, seed)
