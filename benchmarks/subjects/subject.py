@@ -49,7 +49,7 @@ class Subject(abc.ABC):
         return load.throughput(self.call_on, self.threads, seconds)
 
     def callers_throughput(self, seconds: float) -> float:
-        """The same, of the threads that `latencies` has, where others do it best."""
+        """Calls per second of the threads of `latencies`; `throughput` may have better means."""
         return load.throughput(self.call_on, self.threads, seconds)
 
     def latencies(self, rate: float, seconds: float, seed: int) -> list[float]:
