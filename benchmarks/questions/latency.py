@@ -101,16 +101,15 @@ def latency(options: Options, model: str) -> list[Table]:
 
 @dataclass(frozen=True)
 class _AtLoad:
-    """Seconds per request at ``rate`` requests per second for ``seconds``; throughput before."""
+    """Seconds per request at ``rate`` requests per second for ``seconds``."""
 
     latencies: list[float]
     rate: float
     seconds: float
-    before: float
 
     def at_constant_speed(self, seed: int) -> list[float]:
-        """What the latencies were if each of two cores always took as long as in ``before``."""
-        return at_constant_speed(arrivals(self.rate, self.seconds, seed), 2, 2 / self.before)
+        """What the latencies were if two cores always did what the load is `LOAD` of."""
+        return at_constant_speed(arrivals(self.rate, self.seconds, seed), 2, 2 * LOAD / self.rate)
 
 
 def _fixed_work() -> Worker:
@@ -119,11 +118,10 @@ def _fixed_work() -> Worker:
 
 def _measure(worker: Worker, window: float, seed: int) -> _AtLoad:
     """One turn of a subject: a quarter of ``window`` as fast as it can, half of it under load."""
-    before = float(worker.call("callers_throughput", seconds=window / 4))
-    rate = LOAD * before
+    rate = LOAD * float(worker.call("callers_throughput", seconds=window / 4))
     seconds = max(window / 2, REQUESTS / rate)
     found: list[float] = worker.call("latencies", rate=rate, seconds=seconds, seed=seed)
-    return _AtLoad(found, rate, seconds, before)
+    return _AtLoad(found, rate, seconds)
 
 
 def _percentiles(

@@ -50,11 +50,8 @@ class CppRunner(Subject):
     def call_on(self, thread: int) -> load.Call:
         raise NotImplementedError("the threads are in the program")
 
-    def throughput(self, seconds: float) -> float:
-        return load.rate_of(self._ask("throughput", seconds, load.FEWEST))
-
     def callers_throughput(self, seconds: float) -> float:
-        return self.throughput(seconds)
+        return load.rate_of(self._ask("throughput", seconds, load.FEWEST))
 
     def latencies(self, rate: float, seconds: float, seed: int) -> list[float]:
         found: list[float] = self._ask("latencies", *load.arrivals(rate, seconds, seed))

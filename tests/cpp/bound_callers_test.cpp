@@ -6,8 +6,8 @@
 #include <optional>
 #include <semaphore>
 #include <thread>
-#include <utility>
 
+#include "runtime/caller.h"
 #include "runtime/scheduler.h"
 
 namespace neuron::runtime {
