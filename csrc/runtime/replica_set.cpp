@@ -69,35 +69,39 @@ std::vector<std::string> names_of_replicas(const std::string& subgraph, const Co
 
 }  // namespace
 
-/// Shares ownership of all it touches: after a timeout it outlives the call that made it.
+/// Shares ownership of all it touches: after a timeout it outlives the call that made it. Otherwise
+/// it is the core's thread that may let go of it last, when the caller has its results and may have
+/// dropped the module: until then nothing of the module, and no input, is left in it.
 class ReplicaSet::ExecuteJob : public Job {
  public:
   ExecuteJob(std::shared_ptr<ReplicaSet> set, TensorRefs inputs)
       : set_(std::move(set)), inputs_(inputs.begin(), inputs.end()) {}
 
   void run(int32_t replica) noexcept override {
-    core_ = set_->claim_.first() + replica;
+    const auto set = std::move(set_);
+    core_ = set->claim_.first() + replica;
     try {
       const auto begin = CondVar::Clock::now();
-      outputs_ = set_->execute_on(replica, inputs_);
-      set_->typical_.note(CondVar::Clock::now() - begin);
+      outputs_ = set->execute_on(replica, inputs_);
+      set->typical_.note(CondVar::Clock::now() - begin);
     } catch (...) {
       error_ = std::current_exception();
     }
   }
 
-  /// After Scheduler::run returned. @throws ReplicaError
+  /// After Scheduler::await returned, and before `take_outputs`.
+  Tensors take_inputs() { return std::move(inputs_); }
+
+  /// @throws ReplicaError
   Tensors take_outputs() {
     core_of_last_inference = core_;
-    if (error_ != nullptr) std::rethrow_exception(error_);
+    if (error_ != nullptr) std::rethrow_exception(std::exchange(error_, nullptr));
     return std::move(outputs_);
   }
 
-  TensorRefs inputs() const { return inputs_; }
-
  private:
-  const std::shared_ptr<ReplicaSet> set_;
-  const Tensors inputs_;
+  std::shared_ptr<ReplicaSet> set_;
+  Tensors inputs_;
   Tensors outputs_;
   std::exception_ptr error_;
   int32_t core_ = -1;
@@ -199,6 +203,7 @@ Tensors ReplicaSet::execute_once(TensorRefs inputs) {
   if (auto lease = try_lease()) return execute_under(*lease, inputs);
   const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs);
   runtime_.scheduler().run(group_, job, runtime_.exec_timeout());
+  job->take_inputs();
   return job->take_outputs();
 }
 
@@ -252,7 +257,8 @@ std::vector<Tensors> ReplicaSet::execute_all(size_t count,
     under_way.pop_front();
     attempt(chunk, [&] {
       runtime_.scheduler().await(*job, runtime_.exec_timeout());
-      outputs[chunk] = settled(job->inputs(), [&] { return job->take_outputs(); });
+      const Tensors inputs = job->take_inputs();
+      outputs[chunk] = settled(inputs, [&] { return job->take_outputs(); });
     });
   }
   if (failure != nullptr) std::rethrow_exception(failure);

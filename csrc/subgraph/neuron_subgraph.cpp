@@ -5,8 +5,13 @@
 namespace neuron::subgraph {
 
 NeuronSubgraph::~NeuronSubgraph() {
-  // In a forked child, unloading could wait for a lock whose holder was not forked along.
-  if (runtime::Runtime::lost_by_fork()) new std::shared_ptr<Subgraph>(std::move(subgraph_));
+  if (runtime::Runtime::lost_by_fork()) {
+    // In a forked child, unloading could wait for a lock whose holder was not forked along.
+    new std::shared_ptr<Subgraph>(std::move(subgraph_));
+    return;
+  }
+  // Rather than leave it to the last reference, which a thread that has just loaded may hold.
+  subgraph_->abandon();
 }
 
 namespace {

@@ -79,8 +79,9 @@ Subgraph::Failure Subgraph::current_failure() {
 }
 
 void Subgraph::publish(ReplicaSetPtr replicas, const Placement* moved_to) {
-  // The old set leaves the lock before it unloads.
+  // The set that goes leaves the lock before it unloads.
   MutexLock lock(mutex_);
+  if (abandoned_) return end();
   replicas_.swap(replicas);
   failure_.reset();
   if (moved_to != nullptr) {
@@ -245,6 +246,13 @@ void Subgraph::unload() {
   replicas.swap(replicas_);
   failure_.reset();
   end();
+}
+
+void Subgraph::abandon() {
+  ReplicaSetPtr replicas;  // leaves the lock before it unloads
+  MutexLock lock(mutex_);
+  abandoned_ = true;
+  replicas.swap(replicas_);
 }
 
 SubgraphStatus Subgraph::status() const {

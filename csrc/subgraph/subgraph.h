@@ -57,6 +57,10 @@ class Subgraph : public std::enable_shared_from_this<Subgraph> {
   void move_in_background(const Placement& placement);
 
   void unload();
+
+  /// Unloads for good: its module is gone. What is loading is dropped when it comes, by who loads.
+  void abandon();
+
   SubgraphStatus status() const;
 
  private:
@@ -92,6 +96,7 @@ class Subgraph : public std::enable_shared_from_this<Subgraph> {
   Activity activity_ GUARDED_BY(mutex_) = Activity::kNone;
   ReplicaSetPtr replicas_ GUARDED_BY(mutex_);
   std::optional<Failure> failure_ GUARDED_BY(mutex_);
+  bool abandoned_ GUARDED_BY(mutex_) = false;
 };
 
 /// A move under way: loaded on the new cores, not yet published. Without `commit` all stays as it

@@ -303,6 +303,28 @@ TEST_F(SubgraphTest, AModuleDroppedWhileItLoadsIsFreed) {
   while (stub_->loads != 1 || stub_->alive() != 0) std::this_thread::yield();
 }
 
+// Threads of the library that have just told of a result drop what they hold a moment later. That
+// moment is short, hence the repetitions.
+TEST_F(SubgraphTest, NothingOutlivesAModuleThatComputedOnACoresOwnThread) {
+  for (int i = 0; i < 2000; ++i) {
+    auto handle = from_file();
+    const at::Tensor input = at::full({2}, static_cast<float>(i));
+    EXPECT_EQ(forward({input}, handle)[0][0].item<float>(), static_cast<float>(i));
+    ASSERT_EQ(input.use_count(), 1) << "after inference " << i;
+    handle.reset();
+    ASSERT_EQ(stub_->alive(), 0) << "after inference " << i;
+  }
+}
+
+TEST_F(SubgraphTest, NothingOutlivesAModuleThatLoadedInTheBackground) {
+  for (int i = 0; i < 2000; ++i) {
+    auto handle = from_file({.async_load = true});
+    wait({handle}, std::nullopt);
+    handle.reset();
+    ASSERT_EQ(stub_->alive(), 0) << "after load " << i;
+  }
+}
+
 TEST_F(SubgraphTest, WrongInputsAreNamedBeforeAnythingRuns) {
   const auto handle = from_file();
   stub_->on_execute = [](int32_t, TensorRefs inputs) {
