@@ -16,15 +16,17 @@ from benchmarks.harness.worker import Worker
 from benchmarks.subjects.fleet import Fleet, ours, two_callers
 
 OURS, MANY = "neuron_ext, 2 replicas, 2 callers", "neuron_ext, 2 replicas, 16 callers"
+# How far two subjects can be from each other that do not differ.
+AGAIN = "neuron_ext, 2 replicas, 2 callers, again"
 # What a queue alone makes of the same arrivals: the mark for all, however fast they are.
 STEADY = "2 cores of constant speed, calculated"
 # What the machine makes of them: requests that all take the same instructions, as long as ours.
 FIXED = "the same hashes each time, 2 callers"
 LOAD = 0.8
-# A shared machine is at half its speed for seconds. A subject that has such seconds alone has a p99
-# of them; one that has nothing else has a p50 of them, too, and the better p99/p50. So each round
-# goes through all subjects again and again, a little at a time, and its percentiles are of the lot.
-PARTS = 8
+# A shared machine is at half its speed for seconds, and at a tenth for moments. One such moment is
+# the p99 of all that is measured together with it, be it minutes: so there are many short turns,
+# each with percentiles of its own, and the median of them is told.
+TURNS_PER_ROUND = 8
 # A queue takes some requests to come.
 REQUESTS = 100
 
@@ -38,6 +40,7 @@ def latency(options: Options, model: str) -> list[Table]:
         return []
     starts = {
         OURS: ours(model, options, replicas=2, threads=2),
+        AGAIN: ours(model, options, replicas=2, threads=2),
         MANY: ours(model, options, replicas=2, threads=16),
         **two_callers(model, options),
         FIXED: _fixed_work,
@@ -47,26 +50,23 @@ def latency(options: Options, model: str) -> list[Table]:
     with Fleet(starts) as fleet, stolen_share() as stolen:
         pace = fleet.workers[OURS].call("throughput", seconds=options.window)
         fleet.workers[FIXED].call("last_as_long_as", throughput=pace, seconds=options.window)
-        for number in range(options.rounds):
-            for own in found.values():
-                own.append([])
-            for part in range(number * PARTS, (number + 1) * PARTS):
-                for name in rotated(list(starts), part):
-                    measured = _measure(fleet.workers[name], options.window, seed=part)
-                    loads[name].append(measured)
-                    found[name][-1] += measured.latencies
-                found[STEADY][-1] += loads[OURS][-1].at_constant_speed(seed=part)
+        for turn in range(options.rounds * TURNS_PER_ROUND):
+            for name in rotated(list(starts), turn):
+                loads[name].append(_measure(fleet.workers[name], options.window, seed=turn))
+                found[name].append(loads[name][-1].latencies)
+            found[STEADY].append(loads[OURS][-1].at_constant_speed(seed=turn))
         fleet.check_idle()
         notes = fleet.notes()
-    fewest = min(len(own) for rounds in found.values() for own in rounds)
+    fewest = min(len(turn) for turns in found.values() for turn in turns)
     rates = ", ".join(
         f"{name} {median(one.rate for one in own):.1f}" for name, own in loads.items()
     )
     notes += [
-        f"A round takes {PARTS} turns, in each of which every subject is asked what it can do just "
-        f"then, and has requests at {LOAD:.0%} of that, {REQUESTS} or more; {fewest} or more in a "
-        f"round. Requests per second: {rates}. The hypervisor took {stolen():.1%} of the CPUs' "
-        "time away.",
+        "In each turn every subject is asked what it can do just then, and has requests at "
+        f"{LOAD:.0%} of that, about {REQUESTS} or more; {fewest} or more in a turn. Values are "
+        f"medians of turns. Requests per second: {rates}. The hypervisor took {stolen():.1%} of "
+        "the CPUs' time away.",
+        f"{AGAIN}: a second process of the same. What is between the two is chance.",
         f"{STEADY}: the arrivals of {OURS}, with requests that all take what they took on average "
         "before. What a subject is above it comes of inferences that take longer than others.",
         f"{FIXED}: no model, no memory, the same instructions for each request, as long as one of "
@@ -74,7 +74,9 @@ def latency(options: Options, model: str) -> list[Table]:
         "The best peer is the one with the lowest p99/p50.",
     ]
     ratios = _percentiles(found, lambda own: percentile(own, 0.99) / percentile(own, 0.5))
-    best = min(set(ratios) - {OURS, MANY, STEADY, FIXED}, key=lambda name: median(ratios[name]))
+    best = min(
+        set(ratios) - {OURS, AGAIN, MANY, STEADY, FIXED}, key=lambda name: median(ratios[name])
+    )
     tables = []
     for what, unit, values in (
         ("p99/p50", "p99/p50", ratios),
