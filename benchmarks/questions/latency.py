@@ -129,7 +129,7 @@ def _measure(worker: Worker, window: float, seed: int) -> _AtLoad:
 def _percentiles(
     found: dict[str, list[list[float]]], value: Callable[[list[float]], float]
 ) -> dict[str, list[float]]:
-    return {name: [value(own) for own in rounds] for name, rounds in found.items()}
+    return {name: [value(turn) for turn in turns] for name, turns in found.items()}
 
 
 QUESTIONS: dict[str, Question] = {

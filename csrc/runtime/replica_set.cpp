@@ -203,7 +203,7 @@ Tensors ReplicaSet::execute_once(TensorRefs inputs) {
   if (auto lease = try_lease()) return execute_under(*lease, inputs);
   const auto job = std::make_shared<ExecuteJob>(shared_from_this(), inputs);
   runtime_.scheduler().run(group_, job, runtime_.exec_timeout());
-  job->take_inputs();
+  job->take_inputs();  // the caller still has them
   return job->take_outputs();
 }
 
