@@ -87,14 +87,9 @@ def measure(arguments: argparse.Namespace) -> int:
     later = []
     if arguments.resume and file.exists():
         # The header of the summary is of the run that began the file.
-        later = [
-            f"Measured later than the file was begun: {results.date}, commit "
-            f"{results.versions['commit']}, window {options.window} s."
-        ]
-        here = results.machine
+        now = results
         results = report.Results.load(file)
-        if results.machine != here:
-            later.append(f"Measured on another machine: {report.machine_text(here)}.")
+        later = report.notes_of_later(now, results)
         results.failures.clear()
     answered = {table.question for table in results.tables}
     print(report.environment_text(results), flush=True)

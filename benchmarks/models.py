@@ -24,7 +24,10 @@ DIFFUSION = (
 )
 # What decides what the models are.
 SOURCES = (Path(__file__), *sorted((REPOSITORY / "examples" / "python").glob("*.py")))
-NAMES = ("affine", "mlp", "resnet50", "bert", "minilm", "minilm_batch8", *DIFFUSION)
+NAMES = (
+    *("affine", "mlp", "resnet50", "bert", "minilm", "minilm_batch8", "small_convolutions"),
+    *DIFFUSION,
+)
 
 Model = Callable[..., torch.Tensor]
 
@@ -34,6 +37,22 @@ class Affine(torch.nn.Module):
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
         return 2 * x + y
+
+
+class SmallBlock(torch.nn.Module):
+    """A block as ResNet-50 has them, of three convolutions with hardly any arithmetic: what is left
+    is what a convolution costs besides.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.reduce = torch.nn.Conv2d(channels, channels, 1)
+        self.middle = torch.nn.Conv2d(channels, channels, 3, padding=1)
+        self.expand = torch.nn.Conv2d(channels, channels, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        y = torch.relu(self.middle(torch.relu(self.reduce(x))))
+        return torch.relu(x + self.expand(y))
 
 
 class Output(torch.nn.Module):
@@ -77,6 +96,9 @@ def build(name: str) -> tuple[Model, tuple[torch.Tensor, ...]]:
         model, ids, mask = _example("sentence_encoder").load_model()
         batch = 8 if name == "minilm_batch8" else 1
         inputs = (ids[:batch], mask[:batch])
+    elif name == "small_convolutions":
+        model = torch.nn.Sequential(*(SmallBlock(32) for _ in range(18)))
+        inputs = (torch.rand(1, 32, 2, 2),)
     elif name in DIFFUSION:
         return _diffusion(name)
     else:

@@ -222,7 +222,7 @@ class TestOptions:
         known = set(questions())
         assert {"call_overhead.python", "call_overhead.cpp"} <= known
         assert {f"scaling.{model}" for model in ("mlp", "resnet50", "bert")} <= known
-        assert {f"bfloat16.{model}" for model in ("resnet50", "bert")} <= known
+        assert {f"bfloat16.{name}" for name in ("resnet50", "bert", "calls")} <= known
         models = ("mlp", "resnet50", "bert", "minilm", "minilm_batch8")
         assert {f"peers.{model}" for model in models} <= known
 
@@ -262,6 +262,23 @@ class TestReport:
         assert "![a call](plots/calls.affine.png)" in text
         for word in ("a CPU", "avx2", "torch 2.13.0", "g++ 12", "2030-01-02", "[0.1, 0.2, 0.3]"):
             assert word in text
+
+    def test_a_table_that_came_later_says_what_differs(self):
+        first, now = make_results(), make_results()
+        first.versions["commit"], now.versions["commit"] = "aaa", "bbb"
+        now.date, now.settings["window"] = "2030-01-03 04:05 UTC", "2 s"
+        later = (
+            "Measured later than the file was begun: 2030-01-03 04:05 UTC, commit bbb, window 2 s."
+        )
+        assert report.notes_of_later(now, first) == [later]
+        now.versions["torch"] = "2.14.0"
+        now.machine = {**now.machine, "cpu": "another CPU"}
+        assert report.notes_of_later(now, first)[:2] == [
+            later,
+            "With other versions: torch 2.14.0.",
+        ]
+        (machine,) = report.notes_of_later(now, first)[2:]
+        assert machine.startswith("Measured on another machine: another CPU (avx2), 2 cores")
 
     def test_another_format_is_refused(self, tmp_path):
         file = tmp_path / "results.json"

@@ -127,6 +127,26 @@ def machine_text(machine: Mapping[str, Any]) -> str:
     )
 
 
+def notes_of_later(now: Results, first: Results) -> list[str]:
+    """What a table of the run ``now`` has to say beside those of the run ``first``, whose machine
+    and versions head the summary.
+    """
+    notes = [
+        f"Measured later than the file was begun: {now.date}, commit "
+        f"{now.versions['commit']}, window {now.settings['window']}."
+    ]
+    others = [
+        f"{name} {version}"
+        for name, version in now.versions.items()
+        if name != "commit" and first.versions.get(name) != version
+    ]
+    if others:
+        notes.append(f"With other versions: {', '.join(others)}.")
+    if now.machine != first.machine:
+        notes.append(f"Measured on another machine: {machine_text(now.machine)}.")
+    return notes
+
+
 def environment_text(results: Results) -> str:
     """Machine, versions and conditions, in markdown."""
     packages = ", ".join(f"{name} {value}" for name, value in results.versions.items())

@@ -10,8 +10,10 @@ from benchmarks.harness.options import Options, Question
 from benchmarks.harness.table import Table
 from benchmarks.subjects.fleet import Fleet, openvino, ours
 
+CONVOLUTIONS = 54  # of "small_convolutions"
 FLOAT32, BFLOAT16 = "neuron_ext, float32", "neuron_ext, --auto-cast matmult"
 OPENVINO = "OpenVINO, its default"
+OPENVINO_BFLOAT16 = "OpenVINO, bfloat16"
 
 
 def bfloat16(options: Options, model: str) -> list[Table]:
@@ -58,6 +60,44 @@ def bfloat16(options: Options, model: str) -> list[Table]:
     return [gain, against]
 
 
+def calls(options: Options) -> list[Table]:
+    """What a convolution in bfloat16 costs besides its arithmetic, which bounds ResNet-50."""
+    model = "small_convolutions"
+    if not options.takes(model):
+        return []
+    starts = {
+        BFLOAT16: ours(model, options, 2, 2, compiler_args="--auto-cast matmult"),
+        OPENVINO_BFLOAT16: openvino(model, options, precision="bf16"),
+    }
+    with Fleet(starts, precision="bfloat16") as fleet:
+        rates = fleet.throughputs(options)
+        notes = fleet.notes()
+    values = {
+        name: [2e6 / (CONVOLUTIONS * rate) for rate in per_round]
+        for name, per_round in rates.items()
+    }
+    return [
+        Table(
+            question="bfloat16.calls",
+            title="a convolution of 2x2 pixels and 32 channels in bfloat16, time of one CPU",
+            unit="us",
+            better="lower",
+            reference=OPENVINO_BFLOAT16,
+            subject=BFLOAT16,
+            rows=rows_of(values, reference=OPENVINO_BFLOAT16, compare="difference"),
+            compare="difference",
+            notes=[
+                *notes,
+                f"A model of {CONVOLUTIONS} of them, on 2 cores; its call is part of the time. "
+                "Both have oneDNN's convolutions with the additions and activations in them. "
+                "OpenVINO keeps oneDNN's primitives from call to call; the convolutions that "
+                "code of AOTInductor can call in PyTorch describe them anew each time.",
+                "ResNet-50 has 53 convolutions, each of which costs this besides its arithmetic.",
+            ],
+        )
+    ]
+
+
 def has_bfloat16() -> bool:
     """Whether this CPU multiplies bfloat16, by what the kernel says of it."""
     words = set(Path("/proc/cpuinfo").read_text().split())
@@ -65,5 +105,6 @@ def has_bfloat16() -> bool:
 
 
 QUESTIONS: dict[str, Question] = {
-    f"bfloat16.{model}": partial(bfloat16, model=model) for model in ("mlp", "resnet50", "bert")
+    **{f"bfloat16.{name}": partial(bfloat16, model=name) for name in ("mlp", "resnet50", "bert")},
+    "bfloat16.calls": calls,
 }
