@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from benchmarks.harness import machine, report
-from benchmarks.harness.options import REPOSITORY, Options, questions
+from benchmarks.harness.options import REPOSITORY, Options, place_of, questions
 from benchmarks.harness.table import Table
 
 _CORES = 2
@@ -106,6 +106,7 @@ def measure(arguments: argparse.Namespace) -> int:
             continue
         tables = [found] if isinstance(found, Table) else found
         results.tables += tables
+        results.tables.sort(key=lambda table: place_of(table.question))
         for table in tables:
             table.notes = table.notes + later  # not in place: tables of a question may share them
             print("\n" + report.table_text(table), flush=True)

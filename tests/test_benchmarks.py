@@ -18,7 +18,7 @@ from benchmarks.harness.measure import (
     rounds_of,
     rows_of,
 )
-from benchmarks.harness.options import Options, questions
+from benchmarks.harness.options import Options, place_of, questions
 from benchmarks.harness.table import Row, Sample, Table
 from benchmarks.harness.worker import Worker
 
@@ -225,6 +225,12 @@ class TestOptions:
         assert {f"bfloat16.{name}" for name in ("resnet50", "bert", "calls")} <= known
         models = ("mlp", "resnet50", "bert", "minilm", "minilm_batch8")
         assert {f"peers.{model}" for model in models} <= known
+
+    def test_tables_stand_in_the_order_of_the_questions(self):
+        tables = ["gone", "weights.replace", "loading_four", "loading.now", "scaling.mlp.2_threads"]
+        assert sorted(tables, key=place_of) == [
+            *("loading.now", "loading_four", "scaling.mlp.2_threads", "weights.replace", "gone")
+        ]
 
 
 class TestReport:

@@ -65,3 +65,12 @@ def questions() -> dict[str, Question]:
                 raise ValueError(f"question {name!r} is defined twice, again in {info.name}.py")
             found[name] = question
     return found
+
+
+def place_of(table: str) -> int:
+    """Where the table of that id stands among the others: in the order of the questions, and behind
+    all of them if its question is no longer there.
+    """
+    known = list(questions())
+    places = (place for place, id in enumerate(known) if f"{table}.".startswith(f"{id}."))
+    return next(places, len(known))
