@@ -11,7 +11,7 @@ import traceback
 from pathlib import Path
 
 from benchmarks.harness import machine, report
-from benchmarks.harness.options import REPOSITORY, Options, place_of, questions
+from benchmarks.harness.options import REPOSITORY, Options, belongs, place_of, questions
 from benchmarks.harness.table import Table
 
 _CORES = 2
@@ -94,7 +94,7 @@ def measure(arguments: argparse.Namespace) -> int:
     answered = {table.question for table in results.tables}
     print(report.environment_text(results), flush=True)
     for id, question in asked.items():
-        if any(f"{name}.".startswith(f"{id}.") for name in answered):
+        if any(belongs(table, id) for table in answered):
             continue
         start = time.perf_counter()
         print(f"\n{id} ...", file=sys.stderr, flush=True)

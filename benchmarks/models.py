@@ -30,6 +30,8 @@ NAMES = (
 )
 
 Model = Callable[..., torch.Tensor]
+SMALL_BLOCKS = 18
+SMALL_CONVOLUTIONS = 3 * SMALL_BLOCKS
 
 
 class Affine(torch.nn.Module):
@@ -44,11 +46,11 @@ class SmallBlock(torch.nn.Module):
     is what a convolution costs besides.
     """
 
-    def __init__(self, channels: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        self.reduce = torch.nn.Conv2d(channels, channels, 1)
-        self.middle = torch.nn.Conv2d(channels, channels, 3, padding=1)
-        self.expand = torch.nn.Conv2d(channels, channels, 1)
+        self.reduce = torch.nn.Conv2d(32, 32, 1)
+        self.middle = torch.nn.Conv2d(32, 32, 3, padding=1)
+        self.expand = torch.nn.Conv2d(32, 32, 1)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         y = torch.relu(self.middle(torch.relu(self.reduce(x))))
@@ -97,7 +99,7 @@ def build(name: str) -> tuple[Model, tuple[torch.Tensor, ...]]:
         batch = 8 if name == "minilm_batch8" else 1
         inputs = (ids[:batch], mask[:batch])
     elif name == "small_convolutions":
-        model = torch.nn.Sequential(*(SmallBlock(32) for _ in range(18)))
+        model = torch.nn.Sequential(*(SmallBlock() for _ in range(SMALL_BLOCKS)))
         inputs = (torch.rand(1, 32, 2, 2),)
     elif name in DIFFUSION:
         return _diffusion(name)

@@ -39,10 +39,7 @@ class Options:
         """Whether ``question`` is among those asked for."""
         names = self.only or [question]
         # A table's id may go on where the question's ends.
-        return any(
-            f"{question}.".startswith(f"{name}.") or name.startswith(f"{question}.")
-            for name in names
-        )
+        return any(belongs(question, name) or belongs(name, question) for name in names)
 
     def takes(self, model: str) -> bool:
         """Whether a run takes a model: a quick one only the small ones, unless asked by name."""
@@ -67,10 +64,14 @@ def questions() -> dict[str, Question]:
     return found
 
 
+def belongs(id: str, to: str) -> bool:
+    """Whether an id, as of a table, is another one, as of its question, or goes on after a dot."""
+    return f"{id}.".startswith(f"{to}.")
+
+
 def place_of(table: str) -> int:
     """Where the table of that id stands among the others: in the order of the questions, and behind
     all of them if its question is no longer there.
     """
     known = list(questions())
-    places = (place for place, id in enumerate(known) if f"{table}.".startswith(f"{id}."))
-    return next(places, len(known))
+    return next((n for n, question in enumerate(known) if belongs(table, question)), len(known))

@@ -8,9 +8,9 @@ from pathlib import Path
 from benchmarks.harness.measure import rows_of
 from benchmarks.harness.options import Options, Question
 from benchmarks.harness.table import Table
+from benchmarks.models import SMALL_CONVOLUTIONS
 from benchmarks.subjects.fleet import Fleet, openvino, ours
 
-CONVOLUTIONS = 54  # of "small_convolutions"
 FLOAT32, BFLOAT16 = "neuron_ext, float32", "neuron_ext, --auto-cast matmult"
 OPENVINO = "OpenVINO, its default"
 OPENVINO_BFLOAT16 = "OpenVINO, bfloat16"
@@ -72,10 +72,10 @@ def calls(options: Options) -> list[Table]:
     with Fleet(starts, precision="bfloat16") as fleet:
         rates = fleet.throughputs(options)
         notes = fleet.notes()
-    values = {
-        name: [2e6 / (CONVOLUTIONS * rate) for rate in per_round]
-        for name, per_round in rates.items()
-    }
+    microseconds = 2e6 / SMALL_CONVOLUTIONS  # of two CPUs
+    values = {name: [microseconds / rate for rate in own] for name, own in rates.items()}
+    if not has_bfloat16():
+        notes.append("This CPU has no bfloat16 instructions: oneDNN makes do with others.")
     return [
         Table(
             question="bfloat16.calls",
@@ -88,7 +88,7 @@ def calls(options: Options) -> list[Table]:
             compare="difference",
             notes=[
                 *notes,
-                f"A model of {CONVOLUTIONS} of them, on 2 cores; its call is part of the time. "
+                f"A model of {SMALL_CONVOLUTIONS} of them, on 2 cores; its call is part of the time. "
                 "Both have oneDNN's convolutions with the additions and activations in them. "
                 "OpenVINO keeps oneDNN's primitives from call to call; the convolutions that "
                 "code of AOTInductor can call in PyTorch describe them anew each time.",
