@@ -88,7 +88,8 @@ def calls(options: Options) -> list[Table]:
             compare="difference",
             notes=[
                 *notes,
-                f"A model of {SMALL_CONVOLUTIONS} of them, on 2 cores; its call is part of the time. "
+                f"A model of {SMALL_CONVOLUTIONS} of them, on 2 cores; "
+                "its call is part of the time. "
                 "Both have oneDNN's convolutions with the additions and activations in them. "
                 "OpenVINO keeps oneDNN's primitives from call to call; the convolutions that "
                 "code of AOTInductor can call in PyTorch describe them anew each time.",
